@@ -1,0 +1,60 @@
+"""Will this model work here? What ``nrvnad --check`` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nrvna.config import Config
+from nrvna.engine.machine import available_memory
+from nrvna.engine.prompt import PromptEncoder
+from nrvna.engine.runner import choose_shape
+from nrvna.errors import NrvnaError
+from nrvna.llama import Model, load_library
+
+_TEMPLATES = {
+    "model": "yes, the model's own",
+    "llama.cpp": "yes, of a family that llama.cpp knows",
+    "none": "no: prompts go to it as plain text, as suits a base model",
+}
+# Beside weights and KV cache: compute buffers, measured at 30 to 300 MB for models up to 7B at 512 tokens a batch.
+_OVERHEAD_BYTES = 300_000_000
+
+
+def check_model(path: Path, config: Config) -> int:
+    """Print what there is to know and a verdict. Returns 0 if the model will work, 1 if not."""
+    try:
+        library = load_library(Path(config.llama_dir) if config.llama_dir else None)
+        model = Model(path, vocab_only=True)
+    except NrvnaError as error:
+        print(f"verdict       will not work: {error}")
+        return 1
+    with model:
+        weights = path.stat().st_size
+        shape = choose_shape(model, weights, config)
+        needed = weights + shape.kv_bytes + _OVERHEAD_BYTES
+        gpus = [device for device in library.devices() if device.is_gpu] if config.gpu_layers else []
+        there = sum(gpu.memory_free for gpu in gpus) or available_memory()
+        rows = {
+            "file": f"{path} ({_size(weights)})",
+            "format": "GGUF",
+            "model": model.metadata.get("general.name", "unnamed"),
+            "architecture": model.architecture,
+            "quantization": model.quantization,
+            "context": f"{model.n_ctx_train} tokens trained, {shape.context} for each job here",
+            "template": _TEMPLATES[PromptEncoder(model).source],
+            "runs on": ", ".join(gpu.description for gpu in gpus) or f"CPU, {shape.threads} threads",
+            "memory": f"about {_size(needed)} needed for {shape.slots} jobs at a time, {_size(there)} free",
+        }
+        problem = None
+        if not model.is_generative:
+            problem = "it is an encoder: it does not continue a text"
+        elif needed > there:
+            problem = "it does not fit: take a smaller one or a lower NRVNA_CTX or NRVNA_PARALLEL"
+        rows["verdict"] = f"will not work: {problem}" if problem else "will work"
+    for name, value in rows.items():
+        print(f"{name:<13} {value}")
+    return 1 if problem else 0
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

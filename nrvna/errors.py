@@ -1,0 +1,82 @@
+"""The exceptions of nrvna. Each also inherits the builtin that a caller would expect.
+
+A message is one line that names what was wrong, the value and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class NrvnaError(Exception):
+    """The root: catching it catches everything that nrvna raises on purpose."""
+
+
+class SettingError(NrvnaError, ValueError):
+    """A setting that is no number, out of range or unknown."""
+
+
+class WorkspaceError(NrvnaError, OSError):
+    """A workspace that is missing, not a workspace, or not writable."""
+
+
+class JobError(NrvnaError, ValueError):
+    """A job that cannot be run as it is: no prompt, a NUL byte, invalid UTF-8, too large."""
+
+
+class JobNotFoundError(NrvnaError, LookupError):
+    """No job of that id in the workspace."""
+
+
+class LostRaceError(NrvnaError):
+    """Somebody else moved the job first. Never an error for a user: the caller goes on to the next job."""
+
+
+class LibraryError(NrvnaError, ImportError):
+    """llama.cpp was never built here, was built for another machine, or does not load."""
+
+
+class ModelError(NrvnaError):
+    """The model cannot be used."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """No such model file, or it cannot be read."""
+
+
+class ModelFormatError(ModelError, ValueError):
+    """The file is empty or is not a GGUF file."""
+
+
+class ModelTruncatedError(ModelError, EOFError):
+    """The file ends before the data that its header announces: a download that was cut, usually."""
+
+
+class ModelLoadError(ModelError, RuntimeError):
+    """llama.cpp refused a file that looks like GGUF: unknown architecture, out of memory."""
+
+
+class TokenizeError(NrvnaError, ValueError):
+    """Text that cannot be tokenised, or tokens that cannot be turned into text."""
+
+
+class TemplateError(NrvnaError, ValueError):
+    """A chat template that is missing, unknown to llama.cpp, or fails."""
+
+
+class ContextError(NrvnaError, RuntimeError):
+    """A context could not be made, or was used after it was freed."""
+
+
+class DecodeError(NrvnaError, RuntimeError):
+    """llama_decode failed; ``code`` is what it returned."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NoSlotError(DecodeError):
+    """llama_decode found no room in the KV cache for the batch; the cache is as it was before the call."""
+
+
+class EngineError(NrvnaError, RuntimeError):
+    """The engine process died or could not start."""

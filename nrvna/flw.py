@@ -1,0 +1,185 @@
+"""``flw``: see how the jobs of a workspace are doing, and collect their answers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from nrvna.errors import JobNotFoundError, WorkspaceError
+from nrvna.job import Job, JobState
+from nrvna.workspace import Workspace
+
+DONE, FAILED, USAGE, NOT_READY, INTERRUPTED = 0, 1, 2, 3, 130
+
+EPILOG = """\
+examples:
+  flw ~/work                  the newest jobs, newest last: state, id, prompt, answer
+  flw ~/work ID               one answer, alone on standard output
+  flw -w ~/work ID            the same, once it is there
+  flw -w ~/work               wait until everything queued now is finished
+
+exit codes: 0 done, 1 failed, 2 usage, 3 not ready yet
+"""
+
+_SHOWN = 20
+_POLL_S = 0.05
+_WAIT_SHOWN_AFTER_S = 2.0
+
+
+def printable(text: str) -> str:
+    """Text that cannot steer a terminal: control characters but newline and tab become their pictures."""
+    return "".join(_picture(ord(char)) if ord(char) < 32 or 127 <= ord(char) < 160 else char for char in text)
+
+
+def _picture(code: int) -> str:
+    if code in (9, 10):
+        return chr(code)
+    return chr(0x2400 + code) if code < 32 else "\ufffd"
+
+
+def first_line(text: str, width: int) -> str:
+    """The first line with something on it, cut to a width."""
+    line = printable(next((line.strip() for line in text.splitlines() if line.strip()), "")).replace("\t", " ")
+    return line if len(line) <= width else line[: max(0, width - 1)] + "…"
+
+
+def row(workspace: Workspace, job: Job, width: int) -> str:
+    """A job on one line: id, state, the beginning of its prompt and of its answer or reason."""
+    head = f"{printable(job.id)}  {job.state:<7}  "
+    room = max(20, width - len(head))
+    prompt = first_line(workspace.prompt(job), room * 2 // 5)
+    answer = first_line(workspace.answer(job), room - len(prompt) - 3)
+    return f"{head}{prompt} → {answer}" if answer else f"{head}{prompt}"
+
+
+def print_list(workspace: Workspace, jobs: list[Job], *, everything: bool) -> None:
+    """The jobs given, oldest first, and on a terminal a line that sums them up."""
+    shown = jobs if everything else jobs[-_SHOWN:]
+    width = os.get_terminal_size().columns if sys.stdout.isatty() else 160
+    for job in shown:
+        print(row(workspace, job, width))
+    if sys.stderr.isatty():
+        numbers = ", ".join(f"{sum(job.state is state for job in jobs)} {state}" for state in JobState)
+        older = f"; {len(jobs) - len(shown)} older ones with --all" if len(jobs) > len(shown) else ""
+        print(f"{len(jobs)} jobs: {numbers}{older}", file=sys.stderr)
+
+
+def show(workspace: Workspace, job: Job) -> int:
+    """Print a finished job's answer on stdout, or on stderr why there is none; returns the exit code."""
+    if job.state is JobState.FAILED:
+        print(f"flw: {job.id} failed: {printable(workspace.answer(job).strip())}", file=sys.stderr)
+        return FAILED
+    if job.state is not JobState.DONE:
+        print(f"flw: {job.id} is {job.state}{_hint(workspace)}; -w waits for it", file=sys.stderr)
+        return NOT_READY
+    answer = workspace.answer(job)
+    sys.stdout.write(printable(answer) if sys.stdout.isatty() else answer)
+    if not answer.endswith("\n"):
+        sys.stdout.write("\n")
+    receipt = workspace.receipt(job)
+    if receipt and receipt.was_cut:
+        variable = {"length": "NRVNA_PREDICT", "context": "NRVNA_CTX"}[receipt.finish_reason]
+        note = f"flw: this answer was cut at its {receipt.generated_tokens}th token: nrvnad with a larger {variable}"
+        print(f"{note} allows more", file=sys.stderr)
+    return DONE
+
+
+def _hint(workspace: Workspace) -> str:
+    return "" if workspace.peers() else f", and no daemon answers it (start one: nrvnad MODEL {workspace.path})"
+
+
+class Waiting:
+    """Waits until a condition holds, and shows on a terminal that it does."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def until(self, finished: Callable[[], bool]) -> None:
+        started = time.monotonic()
+        warned = shown = False
+        while not finished():
+            waited = time.monotonic() - started
+            if waited > _WAIT_SHOWN_AFTER_S:
+                if not warned and not self._workspace.peers():
+                    print(f"flw: still waiting{_hint(self._workspace)}", file=sys.stderr)
+                warned = True
+                if sys.stderr.isatty():
+                    counts = self._workspace.counts()
+                    line = ", ".join(f"{number} {state}" for state, number in vars(counts).items())
+                    print(f"\r\x1b[K{line}  {waited:.0f} s", end="", file=sys.stderr, flush=True)
+                    shown = True
+            time.sleep(_POLL_S if waited < 10 else 4 * _POLL_S)
+        if shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def collect(workspace: Workspace, job_id: str, *, wait: bool) -> int:
+    """``flw WORKSPACE ID``. Raises JobNotFoundError."""
+    job = workspace.find(job_id)
+    if wait and not job.is_finished:
+        Waiting(workspace).until(lambda: workspace.find(job_id).is_finished)
+        job = workspace.find(job_id)
+    return show(workspace, job)
+
+
+def collect_all(workspace: Workspace, *, wait: bool, everything: bool) -> int:
+    """``flw WORKSPACE``: with ``wait``, the jobs unfinished now, once they are finished; 1 if one of them failed."""
+    jobs = workspace.jobs()
+    if not wait:
+        print_list(workspace, jobs, everything=everything)
+        return DONE
+    waited_for = [job.id for job in jobs if not job.is_finished]
+    pending = set(waited_for)
+
+    def all_finished() -> bool:
+        pending.difference_update([job_id for job_id in pending if workspace.find(job_id).is_finished])
+        return not pending
+
+    Waiting(workspace).until(all_finished)
+    finished = [workspace.find(job_id) for job_id in waited_for]
+    print_list(workspace, finished, everything=True)
+    return FAILED if any(job.state is JobState.FAILED for job in finished) else DONE
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="flw",
+        description="List the jobs of a workspace, or print the answer of one.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workspace", metavar="WORKSPACE", help="the workspace's folder")
+    parser.add_argument("id", nargs="?", metavar="ID", help="a job's id, as wrk printed it")
+    parser.add_argument("-w", "--wait", action="store_true", help="wait until it is finished")
+    parser.add_argument("-a", "--all", action="store_true", help=f"list every job, not only the newest {_SHOWN}")
+    options = parser.parse_args(argv)
+    workspace = Workspace(options.workspace)
+    try:
+        workspace.check()
+        if options.id is None:
+            code = collect_all(workspace, wait=options.wait, everything=options.all)
+        else:
+            code = collect(workspace, options.id, wait=options.wait)
+        sys.stdout.flush()
+    except (JobNotFoundError, WorkspaceError) as error:
+        print(f"flw: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has seen enough; nothing is left to flush into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return DONE
+    return code
+
+
+def run() -> None:
+    """The installed command ``flw``."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

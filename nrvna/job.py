@@ -1,0 +1,120 @@
+"""A job as the folder's side sees it: its id, its state, its receipt."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from nrvna.errors import JobNotFoundError
+
+MAX_ID_BYTES = 200
+_GENERATED_ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{6}")
+
+
+class JobState(StrEnum):
+    """Where a job is. A job moves through them in this order, but for the last two, which exclude each other."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job and the folder that held it when somebody looked; it may have moved since."""
+
+    id: str
+    state: JobState
+    directory: Path
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in (JobState.DONE, JobState.FAILED)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What happened to a job: enough to judge its answer and to make it again.
+
+    Times are ISO 8601 in UTC. ``finish_reason`` is "stop" (the model ended its answer), "length" (cut at the most
+    tokens allowed), "context" (cut because the context was full) or "error". ``generated_tokens`` leaves out the one
+    that ends the answer; ``tokens_per_second`` is these over the time from start to finish, prefill and neighbours
+    included. ``model`` names the file with its size and modification time.
+    """
+
+    id: str
+    finish_reason: str
+    queued: str
+    finished: str
+    nrvna: str
+    started: str | None = None
+    first_token: str | None = None
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
+    tokens_per_second: float | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    template: str | None = None
+    llama_cpp: str | None = None
+    error: str | None = None
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the answer ends where a limit was reached and not where the model ended it."""
+        return self.finish_reason in ("length", "context")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Receipt:
+        """Fields of a later version are passed over. Raises TypeError if one that is needed is missing."""
+        return cls(**{name: value for name, value in content.items() if name in cls.__dataclass_fields__})
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as the receipt writes them."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+_last_id_us = 0
+
+
+def new_id() -> str:
+    """An id that sorts by the time it was made, such as "20261122-130405-123456-7f3a2b" (UTC, then chance).
+
+    Ids made by one process are in order even within a microsecond and when the clock is set back.
+    """
+    global _last_id_us
+    _last_id_us = max(time.time_ns() // 1000, _last_id_us + 1)
+    return f"{order_of_time(_last_id_us)}-{os.urandom(3).hex()}"
+
+
+def order_of_time(microseconds: int) -> str:
+    """The part of an id that sorts, for a time in microseconds since the epoch."""
+    moment = datetime.fromtimestamp(microseconds // 1_000_000, UTC)
+    return f"{moment:%Y%m%d-%H%M%S}-{microseconds % 1_000_000:06d}"
+
+
+def is_generated_id(name: str) -> bool:
+    """Whether :func:`new_id` made it, as opposed to somebody who made a folder by hand."""
+    return _GENERATED_ID.fullmatch(name) is not None
+
+
+def check_id(text: str) -> str:
+    """The id itself, if it can be one: a folder's name that cannot lead out of the workspace.
+
+    Raises JobNotFoundError otherwise.
+    """
+    fits = 0 < len(text.encode("utf-8", "surrogateescape")) <= MAX_ID_BYTES
+    if not fits or text.startswith(".") or "/" in text or not text.isprintable():
+        raise JobNotFoundError(f"{text[:80]!r} is no job id: it looks like 20261122-130405-123456-7f3a2b")
+    return text

@@ -1,0 +1,149 @@
+"""A context: the KV cache of some sequences, and the decoding of batches into logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nrvna.errors import ContextError, DecodeError, NoSlotError
+from nrvna.llama.handle import Handle
+from nrvna.llama.library import load_library
+from nrvna.llama.model import Model
+
+
+class Batch:
+    """Tokens of one or several sequences for one :meth:`Context.decode`. Holds up to ``capacity`` tokens."""
+
+    def __init__(self, capacity: int) -> None:
+        ffi = load_library().ffi
+        self.capacity = capacity
+        self._token = np.zeros(capacity, np.int32)
+        self._pos = np.zeros(capacity, np.int32)
+        self._seq = np.zeros(capacity, np.int32)
+        self._one = np.ones(capacity, np.int32)
+        self._output = np.zeros(capacity, np.int8)
+        # llama.cpp wants an array of arrays of sequences; each token here belongs to one.
+        seq = ffi.from_buffer("llama_seq_id[]", self._seq)
+        self._seqs = ffi.new("llama_seq_id *[]", [seq + i for i in range(capacity)])
+        self.struct = ffi.new("llama_batch *")
+        self.struct.token = ffi.from_buffer("llama_token[]", self._token)
+        self.struct.pos = ffi.from_buffer("llama_pos[]", self._pos)
+        self.struct.n_seq_id = ffi.from_buffer("int32_t[]", self._one)
+        self.struct.seq_id = self._seqs
+        self.struct.logits = ffi.from_buffer("int8_t[]", self._output)
+
+    def __len__(self) -> int:
+        return int(self.struct.n_tokens)
+
+    def clear(self) -> None:
+        self.struct.n_tokens = 0
+
+    def add(self, tokens: Sequence[int], *, position: int, sequence: int = 0, output: bool = True) -> int:
+        """Append tokens of one sequence from ``position`` on; ``output`` asks for the logits after the last one.
+
+        Returns the index in the batch of the last one, which :meth:`Context.logits` and :meth:`Sampler.sample` take.
+        Raises ValueError if they do not fit or there are none.
+        """
+        start, end = len(self), len(self) + len(tokens)
+        if not tokens or end > self.capacity:
+            raise ValueError(f"{len(tokens)} tokens do not fit a batch of {self.capacity} that holds {start}")
+        self._token[start:end] = tokens
+        self._pos[start:end] = np.arange(position, position + len(tokens))
+        self._seq[start:end] = sequence
+        self._output[start:end] = 0
+        self._output[end - 1] = output
+        self.struct.n_tokens = end
+        return end - 1
+
+
+class Context(Handle):
+    """The working memory of one model for ``n_seq_max`` sequences of up to :attr:`n_ctx_seq` tokens each.
+
+    ``n_ctx`` is the number of KV cells for all sequences together, ``n_batch`` the most tokens in one decode and
+    ``n_ubatch`` the most computed at once. With ``kv_unified`` all sequences share the cells, else each has its own
+    part. ``flash_attention`` None leaves the choice to llama.cpp. ``threads`` 0 leaves llama.cpp's default.
+
+    Raises ContextError if llama.cpp cannot make it: too little memory, usually.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_seq_max: int = 1,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        threads: int = 0,
+        flash_attention: bool | None = None,
+        kv_unified: bool = False,
+    ) -> None:
+        library = load_library()
+        lib = library.lib
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = n_ctx, n_seq_max
+        params.n_batch, params.n_ubatch = n_batch, n_ubatch
+        params.kv_unified = kv_unified
+        params.flash_attn_type = {
+            None: lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+            False: lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            True: lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        }[flash_attention]
+        if threads:
+            params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        self.model = model
+        with library.complaints() as complaints:
+            pointer = lib.llama_init_from_model(model.pointer, params)
+        if not pointer:
+            reason = " | ".join(complaints) or "it gave no reason"
+            raise ContextError(f"llama.cpp cannot make a context of {n_ctx} tokens for {model.path.name}: {reason}")
+        super().__init__(library, pointer, lib.llama_free)
+        model.dependents.add(self)
+
+    @property
+    def n_ctx_seq(self) -> int:
+        """The most tokens of one sequence; llama.cpp rounds up what was asked for."""
+        return int(self._lib.llama_n_ctx_seq(self.pointer))
+
+    @property
+    def n_seq_max(self) -> int:
+        return int(self._lib.llama_n_seq_max(self.pointer))
+
+    @property
+    def n_batch(self) -> int:
+        return int(self._lib.llama_n_batch(self.pointer))
+
+    def decode(self, batch: Batch) -> None:
+        """Compute a batch; the logits asked for are there afterwards.
+
+        Raises NoSlotError if the KV cache has no room, with the cache as it was, and DecodeError for the rest.
+        """
+        _check_decoded(self._lib.llama_decode(self.pointer, batch.struct[0]))
+
+    def logits(self, index: int) -> NDArray[np.float32]:
+        """A copy of the logits at that index of the last batch, shape (n_vocab,).
+
+        Raises IndexError if none were asked for there.
+        """
+        row = self._lib.llama_get_logits_ith(self.pointer, index)
+        if not row:
+            raise IndexError(f"the last batch has no logits at index {index}")
+        size = self.model.n_vocab * np.dtype(np.float32).itemsize
+        return np.frombuffer(self._ffi.buffer(row, size), np.float32).copy()
+
+    def forget(self, sequence: int) -> None:
+        """Remove a sequence from the KV cache."""
+        self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self.pointer), sequence, -1, -1)
+
+
+def _check_decoded(code: int) -> None:
+    """Turns what llama_decode returned into an exception, as llama.h documents it."""
+    if code == 0:
+        return
+    if code == 1:
+        raise NoSlotError("no room in the KV cache for this batch", code)
+    reason = {2: "it was aborted", -1: "the batch is invalid"}.get(code, "a fatal error, see the log")
+    raise DecodeError(f"llama_decode returned {code}: {reason}", code)

@@ -1,0 +1,40 @@
+"""One Python object for one C object: freed once, early with ``close`` or a ``with`` block, late by the collector."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from nrvna.errors import ContextError
+from nrvna.llama.library import Library
+
+
+class Handle:
+    """Base of the binding's classes. A subclass keeps its parents in attributes, so that they outlive it."""
+
+    def __init__(self, library: Library, pointer: Any, free: Any) -> None:
+        self._library = library
+        self._ffi = library.ffi
+        self._lib = library.lib
+        self._pointer: Any = library.ffi.gc(pointer, free)
+
+    @property
+    def pointer(self) -> Any:
+        """The C pointer. Raises ContextError after :meth:`close`: C would crash the process."""
+        if self._pointer is None:
+            raise ContextError(f"this {type(self).__name__} was closed already")
+        return self._pointer
+
+    def close(self) -> None:
+        """Free the C object now; a second call does nothing."""
+        if self._pointer is not None:
+            self._ffi.release(self._pointer)
+            self._pointer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,148 @@
+"""The loaded library: cffi's ``ffi`` and ``lib``, and llama.cpp's log as a Python logger.
+
+Loading happens on first use, so that importing ``nrvna.llama`` is free where llama.cpp was never built.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nrvna.errors import LibraryError
+from nrvna.llama.location import BUILD_COMMAND, Build, find_build, module_name
+
+log = logging.getLogger("nrvna.llama")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something that computes, with its memory in bytes."""
+
+    name: str
+    description: str
+    is_gpu: bool
+    memory_free: int
+    memory_total: int
+
+
+class Library:
+    """llama.cpp as loaded into this process, once."""
+
+    def __init__(self, build: Build) -> None:
+        self.build = build
+        module = _import(build)
+        # Typed as Any: cffi makes both at run time from declarations.h.
+        self.ffi: Any = module.ffi
+        self.lib: Any = module.lib
+        self._logger = _Logger(self.ffi, self.lib)
+        self.ffi.def_extern(name="nrvna_on_progress", error=False)(self._on_progress)
+        self.lib.llama_log_set(self.lib.nrvna_on_log, self.ffi.NULL)
+        self.lib.llama_backend_init()
+
+    def string(self, pointer: Any) -> str:
+        """A C string as text; the empty string for NULL."""
+        return str(self.ffi.string(pointer).decode("utf-8", "replace")) if pointer else ""
+
+    @property
+    def system_info(self) -> str:
+        """What ggml found of the processor: instruction sets and kernels in use."""
+        return self.string(self.lib.llama_print_system_info())
+
+    def devices(self) -> list[Device]:
+        """What ggml can compute on: GPUs, and the CPU."""
+        lib = self.lib
+        found = []
+        for index in range(lib.ggml_backend_dev_count()):
+            device = lib.ggml_backend_dev_get(index)
+            free, total = self.ffi.new("size_t *"), self.ffi.new("size_t *")
+            lib.ggml_backend_dev_memory(device, free, total)
+            name, description = lib.ggml_backend_dev_name(device), lib.ggml_backend_dev_description(device)
+            is_gpu = lib.ggml_backend_dev_type(device) == lib.GGML_BACKEND_DEVICE_TYPE_GPU
+            found.append(Device(self.string(name), self.string(description), is_gpu, int(free[0]), int(total[0])))
+        return found
+
+    @contextmanager
+    def complaints(self) -> Iterator[list[str]]:
+        """The lines that llama.cpp logs as errors meanwhile: its only word on why a call returned NULL."""
+        lines: list[str] = []
+        self._logger.listeners.append(lines)
+        try:
+            yield lines
+        finally:
+            self._logger.listeners.remove(lines)
+
+    def _on_progress(self, fraction: float, handle: Any) -> bool:
+        report: Callable[[float], bool] = self.ffi.from_handle(handle)
+        return report(fraction)
+
+
+class _Logger:
+    """Feeds llama.cpp's log to the logger ``nrvna.llama``, whole lines at a time."""
+
+    def __init__(self, ffi: Any, lib: Any) -> None:
+        self.listeners: list[list[str]] = []
+        self._ffi = ffi
+        self._continued = lib.GGML_LOG_LEVEL_CONT
+        self._levels = {
+            lib.GGML_LOG_LEVEL_ERROR: logging.ERROR,
+            lib.GGML_LOG_LEVEL_WARN: logging.WARNING,
+            lib.GGML_LOG_LEVEL_INFO: logging.INFO,
+            lib.GGML_LOG_LEVEL_DEBUG: logging.DEBUG,
+        }
+        self._level = logging.DEBUG
+        self._line = ""
+        ffi.def_extern(name="nrvna_on_log")(self._on_log)
+
+    def _on_log(self, level: int, text: Any, _: Any) -> None:
+        if level != self._continued:
+            self._level = self._levels.get(level, logging.DEBUG)
+        if not self.listeners and not log.isEnabledFor(self._level):
+            return
+        self._line += self._ffi.string(text).decode("utf-8", "replace")
+        *lines, self._line = self._line.split("\n")
+        for line in filter(str.strip, lines):
+            if self._level == logging.ERROR and self.listeners:
+                # It becomes the exception's reason, which the user reads once.
+                self.listeners[-1].append(line.strip())
+                log.debug("%s", line)
+            else:
+                log.log(self._level, "%s", line)
+
+
+_loaded: Library | None = None
+
+
+def load_library(root: Path | None = None) -> Library:
+    """Load llama.cpp, or return what is loaded already; a process holds one build.
+
+    ``root`` is a folder of builds or one build's own folder; None means the user's data folder.
+
+    Raises LibraryError if it was never built, was built for another machine, or does not load.
+    """
+    global _loaded
+    if _loaded is None or (root is not None and find_build(root) != _loaded.build):
+        if _loaded is not None:
+            raise LibraryError(
+                f"llama.cpp is loaded already from {_loaded.build.directory}; a process holds one build"
+            )
+        _loaded = Library(find_build(root))
+    return _loaded
+
+
+def _import(build: Build) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(module_name(), build.module)
+    assert spec is not None and spec.loader is not None
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise LibraryError(
+            f"{build.module} does not load: {error}; build it again with: {BUILD_COMMAND} --force"
+        ) from error
+    return module

