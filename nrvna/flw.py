@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from nrvna.errors import JobNotFoundError, WorkspaceError
 from nrvna.job import Job, JobState
@@ -108,7 +109,7 @@ class Waiting:
                 warned = True
                 if sys.stderr.isatty():
                     counts = self._workspace.counts()
-                    line = ", ".join(f"{number} {state}" for state, number in vars(counts).items())
+                    line = ", ".join(f"{number} {state}" for state, number in counts._asdict().items())
                     print(f"\r\x1b[K{line}  {waited:.0f} s", end="", file=sys.stderr, flush=True)
                     shown = True
             time.sleep(_POLL_S if waited < 10 else 4 * _POLL_S)
@@ -149,7 +150,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="flw",
         description="List the jobs of a workspace, or print the answer of one.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # With a width given, argparse does not import shutil to ask the terminal for its own.
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
     )
     parser.add_argument("workspace", metavar="WORKSPACE", help="the workspace's folder")
     parser.add_argument("id", nargs="?", metavar="ID", help="a job's id, as wrk printed it")

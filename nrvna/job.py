@@ -1,4 +1,8 @@
-"""A job as the folder's side sees it: its id, its state, its receipt."""
+"""A job as the folder's side sees it: its id, its state, its receipt.
+
+Named tuples, not dataclasses, here and in workspace.py: importing and making those takes longer than all the rest of
+what ``wrk`` does.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,9 @@ import json
 import os
 import re
 import time
-from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nrvna.errors import JobNotFoundError
 
@@ -27,21 +29,19 @@ class JobState(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """A job and the folder that held it when somebody looked; it may have moved since."""
 
     id: str
     state: JobState
-    directory: Path
+    directory: str
 
     @property
     def is_finished(self) -> bool:
         return self.state in (JobState.DONE, JobState.FAILED)
 
 
-@dataclass(frozen=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What happened to a job: enough to judge its answer and to make it again.
 
     Times are ISO 8601 in UTC. ``finish_reason`` is "stop" (the model ended its answer), "length" (cut at the most
@@ -60,8 +60,8 @@ class Receipt:
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
     tokens_per_second: float | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
     template: str | None = None
     llama_cpp: str | None = None
     error: str | None = None
@@ -72,12 +72,12 @@ class Receipt:
         return self.finish_reason in ("length", "context")
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+        return json.dumps(self._asdict(), ensure_ascii=False, indent=2) + "\n"
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Receipt:
         """Fields of a later version are passed over. Raises TypeError if one that is needed is missing."""
-        return cls(**{name: value for name, value in content.items() if name in cls.__dataclass_fields__})
+        return cls(**{name: value for name, value in content.items() if name in cls._fields})
 
 
 def timestamp(seconds: float) -> str:

@@ -9,6 +9,8 @@
 The only module that names these folders and files, and the only one that renames and fsyncs. A job's files and the
 folder that holds them are synced before a rename, the folder it arrives in after it: what a caller was told of
 survives a crash of the machine.
+
+Paths are strings and not pathlib's: importing that takes as long as everything else that ``wrk`` does.
 """
 
 from __future__ import annotations
@@ -18,16 +20,14 @@ import fcntl
 import heapq
 import json
 import os
-import shutil
 import stat
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from os.path import isdir, join
+from typing import Any, NamedTuple
 
 from nrvna import __version__
 from nrvna.errors import JobError, JobNotFoundError, LostRaceError, WorkspaceError
@@ -44,17 +44,15 @@ _MTIME_TICK_NS = 50_000_000
 _STALE_STAGING_S = 3600
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A job that this process has claimed: nobody else will touch its folder while the lease is held."""
 
     id: str
-    directory: Path
+    directory: str
     queued: str
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(NamedTuple):
     """A living daemon of a workspace, as it described itself."""
 
     pid: int
@@ -62,8 +60,7 @@ class Peer:
     ready: bool
 
 
-@dataclass(frozen=True)
-class Counts:
+class Counts(NamedTuple):
     """How many jobs are in each state."""
 
     queued: int
@@ -75,18 +72,18 @@ class Counts:
 class Workspace:
     """One workspace folder. Any number of processes may use it at once."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
-        self._input = self.path / "input"
-        self._processing = self.path / "processing"
-        self._output = self.path / "output"
-        self._failed = self.path / "failed"
-        self._private = self.path / ".nrvna"
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.path.expanduser(path)
+        self._input = join(self.path, "input")
+        self._processing = join(self.path, "processing")
+        self._output = join(self.path, "output")
+        self._failed = join(self.path, "failed")
+        self._private = join(self.path, ".nrvna")
 
     @property
-    def context_file(self) -> Path:
+    def context_file(self) -> str:
         """The text that is prepended to every job as its system message, if it exists."""
-        return self._private / "context.txt"
+        return join(self._private, "context.txt")
 
     # Making and opening.
 
@@ -94,18 +91,18 @@ class Workspace:
         """Make what is missing of the folders; an existing workspace stays as it is. Raises WorkspaceError."""
         with self._explained("make"):
             for folder in (self._input, self._processing, self._output, self._failed, self._private):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                os.makedirs(folder, 0o700, exist_ok=True)
             with suppress(FileExistsError):
-                os.mkfifo(self._private / "wake", 0o600)
+                os.mkfifo(join(self._private, "wake"), 0o600)
 
     def check(self) -> None:
         """Raises WorkspaceError, saying what to do, if this is no workspace."""
-        if not self.path.is_dir():
+        if not isdir(self.path):
             raise WorkspaceError(
                 f"no workspace {self.path}: start one with `nrvnad MODEL {self.path}`, "
                 f"or make it with `wrk --init {self.path}`"
             )
-        if not self._input.is_dir() or not self._private.is_dir():
+        if not isdir(self._input) or not isdir(self._private):
             raise WorkspaceError(
                 f"{self.path} is a folder but no workspace: make it one with `wrk --init {self.path}`"
             )
@@ -119,16 +116,16 @@ class Workspace:
         """
         data = check_prompt(prompt if isinstance(prompt, bytes) else prompt.encode("utf-8", "surrogatepass"))
         job_id = new_id()
-        staging = self._input / f".{job_id}"
+        staging = join(self._input, f".{job_id}")
         try:
             with self._explained("queue a job in"):
-                staging.mkdir(mode=0o700)
-                _write(staging / "prompt.txt", data)
-                _write(staging / "job.json", _json({"queued": timestamp(time.time()), "nrvna": __version__}))
+                os.mkdir(staging, 0o700)
+                _write(join(staging, "prompt.txt"), data)
+                _write(join(staging, "job.json"), _json({"queued": timestamp(time.time()), "nrvna": __version__}))
                 _sync(staging)
-                staging.rename(self._input / job_id)
+                os.rename(staging, join(self._input, job_id))
         except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
+            _remove(staging)
             raise
         with self._explained("queue a job in"):
             _sync(self._input)
@@ -138,7 +135,7 @@ class Workspace:
     def _wake(self) -> None:
         # Nobody listening (ENXIO), no FIFO, a full one: the daemon looks by itself before long.
         with suppress(OSError):
-            descriptor = os.open(self._private / "wake", os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            descriptor = os.open(join(self._private, "wake"), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
             try:
                 if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
                     os.write(descriptor, b"\n")
@@ -149,7 +146,9 @@ class Workspace:
         """A descriptor that becomes readable when a job is queued, or None where there can be none."""
         try:
             # Open for writing too, or it would be readable for ever once the last writer closes.
-            descriptor = os.open(self._private / "wake", os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(
+                join(self._private, "wake"), os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
         except OSError:
             return None
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
@@ -165,8 +164,8 @@ class Workspace:
         # In the order that jobs move, so that one which moves meanwhile is met later; twice, as it may be put back.
         for _ in range(3):
             for folder, state in self._folders():
-                if (folder / job_id).is_dir():
-                    return Job(job_id, state, folder / job_id)
+                if isdir(join(folder, job_id)):
+                    return Job(job_id, state, join(folder, job_id))
         raise JobNotFoundError(f"no job {job_id} in {self.path}: `flw {self.path}` lists the jobs")
 
     def jobs(self) -> list[Job]:
@@ -174,7 +173,7 @@ class Workspace:
         found: dict[str, tuple[str, Job]] = {}
         for folder, state in self._folders():
             for order, name in _entries(folder):
-                found[name] = (order, Job(name, state, folder / name))
+                found[name] = (order, Job(name, state, join(folder, name)))
         return [job for _, job in sorted(found.values(), key=lambda pair: (pair[0], pair[1].id))]
 
     def counts(self) -> Counts:
@@ -186,17 +185,17 @@ class Workspace:
 
     def prompt(self, job: Job) -> str:
         """A job's prompt, as far as it can be read as text; empty if it is gone or never was."""
-        return _read_text(job.directory / "prompt.txt", MAX_PROMPT_BYTES)
+        return _read_text(join(job.directory, "prompt.txt"), MAX_PROMPT_BYTES)
 
     def answer(self, job: Job) -> str:
         """A done job's answer, a failed job's reason, what there is so far of a running job's answer."""
         name = {JobState.DONE: "result.txt", JobState.FAILED: "error.txt"}.get(job.state, "partial.txt")
-        return _read_text(job.directory / name)
+        return _read_text(join(job.directory, name))
 
     def receipt(self, job: Job) -> Receipt | None:
         """A finished job's receipt, or None where there is none to read."""
         try:
-            return Receipt.from_dict(json.loads(_read(job.directory / "receipt.json", MAX_CONTEXT_BYTES)))
+            return Receipt.from_dict(json.loads(_read(join(job.directory, "receipt.json"), MAX_CONTEXT_BYTES)))
         except (OSError, ValueError, TypeError, JobError):
             return None
 
@@ -223,11 +222,11 @@ class Workspace:
 
         Raises WorkspaceError if a living daemon serves another model here.
         """
-        with self._explained("serve"), (self._private / "start.lock").open("w") as lock:
+        with self._explained("serve"), open(join(self._private, "start.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for folder in self._daemon_folders():
                 peer = _living(folder)
-                if peer and _read_object(folder / ".daemon.json").get("model") != model:
+                if peer and _read_object(join(folder, ".daemon.json")).get("model") != model:
                     raise WorkspaceError(
                         f"{self.path} is served already by process {peer.pid} with another model, {peer.model}: "
                         "stop that one, or give this one a workspace of its own"
@@ -243,12 +242,12 @@ class Workspace:
                     if not won:
                         continue
                     for name in sorted(_names(folder)):
-                        (folder / name / "partial.txt").unlink(missing_ok=True)
-                        (folder / name).rename(self._input / name)
+                        _unlink(join(folder, name, "partial.txt"))
+                        os.rename(join(folder, name), join(self._input, name))
                         recovered.append(name)
                     if recovered:
                         _sync(self._input)
-                    shutil.rmtree(folder)
+                    _remove(folder)
             self._sweep_staging()
         return recovered
 
@@ -258,17 +257,17 @@ class Workspace:
             for entry in os.scandir(folder):
                 with suppress(OSError):
                     if entry.name.startswith(".") and time.time() - entry.stat().st_mtime > _STALE_STAGING_S:
-                        shutil.rmtree(entry.path)
+                        _remove(entry.path)
 
-    def _folders(self) -> Iterator[tuple[Path, JobState]]:
+    def _folders(self) -> Iterator[tuple[str, JobState]]:
         yield self._input, JobState.QUEUED
         for folder in self._daemon_folders():
             yield folder, JobState.RUNNING
         yield self._output, JobState.DONE
         yield self._failed, JobState.FAILED
 
-    def _daemon_folders(self) -> list[Path]:
-        return [self._processing / name for name in _names(self._processing)]
+    def _daemon_folders(self) -> list[str]:
+        return [join(self._processing, name) for name in _names(self._processing)]
 
     @contextmanager
     def _explained(self, verb: str) -> Iterator[None]:
@@ -288,25 +287,26 @@ class Lease:
         self._workspace = workspace
         self._input = workspace._input
         name = f"{os.uname().nodename}-{os.getpid()}-{os.urandom(3).hex()}"
-        self._folder = workspace._processing / name
+        self._folder = join(workspace._processing, name)
         self._about = {"pid": os.getpid(), "model": model, "ready": False}
         self._next: deque[str] = deque()
         self._scanned_mtime_ns = -1
         self._unsettled = False
         # Hidden until it is locked: a peer would take an unlocked folder for a dead daemon's.
-        staging = workspace._processing / f".{name}"
-        staging.mkdir(mode=0o700)
-        self._lock = os.open(staging / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        staging = join(workspace._processing, f".{name}")
+        os.mkdir(staging, 0o700)
+        self._lock = os.open(join(staging, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        (staging / ".daemon.json").write_bytes(_json(self._about))
-        staging.rename(self._folder)
+        _write(join(staging, ".daemon.json"), _json(self._about))
+        os.rename(staging, self._folder)
 
     def announce_ready(self) -> None:
         """Tell those who look that this daemon answers jobs now."""
         self._about["ready"] = True
-        staging = self._folder / ".daemon.json.new"
-        staging.write_bytes(_json(self._about))
-        staging.rename(self._folder / ".daemon.json")
+        staging = join(self._folder, ".daemon.json.new")
+        with self._workspace._explained("serve"):
+            _write(staging, _json(self._about))
+            os.rename(staging, join(self._folder, ".daemon.json"))
 
     def claim(self) -> Claim | None:
         """The next job of the queue, or None if none is waiting. Raises WorkspaceError if it cannot be read."""
@@ -322,7 +322,7 @@ class Lease:
         return None
 
     def _scan(self) -> None:
-        mtime_ns = self._input.stat().st_mtime_ns
+        mtime_ns = os.stat(self._input).st_mtime_ns
         if mtime_ns == self._scanned_mtime_ns and not self._unsettled:
             return
         fresh = time.time_ns() - mtime_ns < _MTIME_TICK_NS
@@ -332,13 +332,13 @@ class Lease:
 
     def _take(self, name: str) -> Claim:
         """Raises LostRaceError if it is gone, or not to be taken yet."""
-        origin, target = self._input / name, self._folder / name
+        origin, target = join(self._input, name), join(self._folder, name)
         try:
-            if not (origin / "job.json").exists() and not _settled(origin):
+            if not os.path.exists(join(origin, "job.json")) and not _settled(origin):
                 self._unsettled = True
                 raise LostRaceError(name)
-            queued = _read_object(origin / "job.json").get("queued") or timestamp(origin.stat().st_mtime)
-            origin.rename(target)
+            queued = _read_object(join(origin, "job.json")).get("queued") or timestamp(os.stat(origin).st_mtime)
+            os.rename(origin, target)
         except FileNotFoundError:
             raise LostRaceError(name) from None
         return Claim(name, target, str(queued))
@@ -346,7 +346,7 @@ class Lease:
     def prompt(self, claim: Claim) -> str:
         """The claimed job's prompt. Raises JobError, with the reason, if it can never run."""
         try:
-            data = _read(claim.directory / "prompt.txt", MAX_PROMPT_BYTES)
+            data = _read(join(claim.directory, "prompt.txt"), MAX_PROMPT_BYTES)
         except FileNotFoundError:
             raise JobError("the job's folder holds no prompt.txt") from None
         except OSError as error:
@@ -357,7 +357,7 @@ class Lease:
 
     def append_partial(self, claim: Claim, text: str) -> None:
         """Show a running job's answer as it grows; nothing depends on it."""
-        with suppress(OSError), (claim.directory / "partial.txt").open("ab") as file:
+        with suppress(OSError), open(join(claim.directory, "partial.txt"), "ab") as file:
             file.write(text.encode())
 
     def finish(self, claim: Claim, answer: str, receipt: Receipt) -> None:
@@ -368,42 +368,42 @@ class Lease:
         """File the job under failed/ with the reason. Raises WorkspaceError as :meth:`finish` does."""
         self._file(claim, "error.txt", reason + "\n", receipt, self._workspace._failed)
 
-    def _file(self, claim: Claim, name: str, text: str, receipt: Receipt, target: Path) -> None:
+    def _file(self, claim: Claim, name: str, text: str, receipt: Receipt, target: str) -> None:
         with self._workspace._explained("write a result to"):
             for leftover in ("partial.txt", "crashes"):
-                (claim.directory / leftover).unlink(missing_ok=True)
-            _write(claim.directory / name, text.encode())
-            _write(claim.directory / "receipt.json", receipt.to_json().encode())
+                _unlink(join(claim.directory, leftover))
+            _write(join(claim.directory, name), text.encode())
+            _write(join(claim.directory, "receipt.json"), receipt.to_json().encode())
             _sync(claim.directory)
             try:
-                claim.directory.rename(target / claim.id)
+                os.rename(claim.directory, join(target, claim.id))
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 # It ran twice, after a crash or by hand; the first result stands and never changes.
-                shutil.rmtree(claim.directory)
+                _remove(claim.directory)
             _sync(target)
             _sync(self._folder)
 
     def requeue(self, claim: Claim) -> None:
         """Put a claimed job back where it was in the queue."""
         with self._workspace._explained("put a job back in"):
-            (claim.directory / "partial.txt").unlink(missing_ok=True)
-            claim.directory.rename(self._input / claim.id)
+            _unlink(join(claim.directory, "partial.txt"))
+            os.rename(claim.directory, join(self._input, claim.id))
             _sync(self._input)
 
     def record_crash(self, claim: Claim) -> int:
         """Count, durably, that the engine died while it had this job; returns how often that was."""
         with self._workspace._explained("write to"):
-            counted = _read_text(claim.directory / "crashes", 100).strip()
+            counted = _read_text(join(claim.directory, "crashes"), 100).strip()
             crashes = (int(counted) if counted.isdigit() else 0) + 1
-            _write(claim.directory / "crashes", f"{crashes}\n".encode())
+            _write(join(claim.directory, "crashes"), f"{crashes}\n".encode())
             return crashes
 
     def close(self) -> None:
         """Give the lease up. Jobs still claimed stay behind for :meth:`Workspace.recover`."""
         if not any(_names(self._folder)):
-            shutil.rmtree(self._folder, ignore_errors=True)
+            _remove(self._folder)
         os.close(self._lock)
 
 
@@ -422,7 +422,7 @@ def check_prompt(data: bytes) -> bytes:
     return data
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _names(folder: str) -> Iterator[str]:
     """The names of the folders in a folder, but for hidden ones; none if it is gone."""
     try:
         with os.scandir(folder) as entries:
@@ -433,27 +433,27 @@ def _names(folder: Path) -> Iterator[str]:
         return
 
 
-def _entries(folder: Path) -> Iterator[tuple[str, str]]:
+def _entries(folder: str) -> Iterator[tuple[str, str]]:
     """The jobs of a folder, each with what orders it: the time in its id, or its folder's time if made by hand."""
     for name in _names(folder):
         if is_generated_id(name):
             yield name, name
             continue
         with suppress(FileNotFoundError):
-            yield order_of_time((folder / name).stat().st_mtime_ns // 1000), name
+            yield order_of_time(os.stat(join(folder, name)).st_mtime_ns // 1000), name
 
 
-def _settled(folder: Path) -> bool:
-    newest = folder.stat().st_mtime
+def _settled(folder: str) -> bool:
+    newest = os.stat(folder).st_mtime
     with suppress(FileNotFoundError):
-        newest = max(newest, (folder / "prompt.txt").lstat().st_mtime)
+        newest = max(newest, os.lstat(join(folder, "prompt.txt")).st_mtime)
     return time.time() - newest > SETTLE_S
 
 
-def _living(folder: Path) -> Peer | None:
+def _living(folder: str) -> Peer | None:
     """The daemon of that folder, if it holds its lock."""
     with _locked(folder, fcntl.LOCK_SH) as dead:
-        about = {} if dead else _read_object(folder / ".daemon.json")
+        about = {} if dead else _read_object(join(folder, ".daemon.json"))
     if not about:
         return None
     model = about.get("model")
@@ -462,10 +462,10 @@ def _living(folder: Path) -> Peer | None:
 
 
 @contextmanager
-def _locked(folder: Path, kind: int = fcntl.LOCK_EX) -> Iterator[bool]:
+def _locked(folder: str, kind: int = fcntl.LOCK_EX) -> Iterator[bool]:
     """Whether the daemon's lock in that folder could be taken, which it can if the daemon is dead."""
     try:
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(join(folder, ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         yield False
         return
@@ -480,19 +480,19 @@ def _locked(folder: Path, kind: int = fcntl.LOCK_EX) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _read(path: str, limit: int) -> bytes:
     """A regular file's content, no link followed. Raises OSError, or JobError if it is no file or too large."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
-            raise JobError(f"{path.name} is no regular file")
+            raise JobError(f"{os.path.basename(path)} is no regular file")
         if about.st_size > limit:
-            raise JobError(f"{path.name} has {about.st_size} bytes, more than the {limit} allowed")
+            raise JobError(f"{os.path.basename(path)} has {about.st_size} bytes, more than the {limit} allowed")
         return file.read(about.st_size)
 
 
-def _read_text(path: Path, limit: int = sys.maxsize) -> str:
+def _read_text(path: str, limit: int = sys.maxsize) -> str:
     """For showing: what can be read of a file as text, empty if it cannot be."""
     try:
         return _read(path, limit).decode("utf-8", "replace")
@@ -500,7 +500,7 @@ def _read_text(path: Path, limit: int = sys.maxsize) -> str:
         return ""
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: str) -> dict[str, Any]:
     """A JSON object from a file, empty if there is none."""
     try:
         content = json.loads(_read(path, MAX_CONTEXT_BYTES))
@@ -513,7 +513,7 @@ def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, ensure_ascii=False) + "\n").encode()
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: str, data: bytes) -> None:
     """Write a file and wait until it is on the disk."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
@@ -522,10 +522,23 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
+def _sync(folder: str) -> None:
     """Wait until a folder's entries are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _remove(folder: str) -> None:
+    """Remove a folder and what is in it, as far as it goes."""
+    # Imported here: it takes a tenth of the time that wrk has, which has nothing to remove.
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 
 from nrvna.errors import JobError, WorkspaceError
 from nrvna.workspace import Workspace
@@ -34,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="wrk",
         description="Queue a prompt in a workspace and print the job's id. A daemon (nrvnad) answers it.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # With a width given, argparse does not import shutil to ask the terminal for its own.
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
     )
     parser.add_argument("workspace", metavar="WORKSPACE", help="the workspace's folder")
     parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="words of the prompt; a last - is standard input")

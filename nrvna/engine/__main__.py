@@ -84,7 +84,7 @@ def serve(channel: Channel) -> int:
             channel.send({"text": texts})
         for event in events:
             if event.receipt:
-                channel.send({"done": event.id, "answer": event.answer, "receipt": vars(event.receipt)})
+                channel.send({"done": event.id, "answer": event.answer, "receipt": event.receipt._asdict()})
 
 
 def _add(engine: Engine, channel: Channel, request: dict[str, Any]) -> None:
