@@ -27,7 +27,8 @@ exit codes: 0 done, 1 failed, 2 usage, 3 not ready yet
 
 _SHOWN = 20
 _POLL_S = 0.05
-_WAIT_SHOWN_AFTER_S = 2.0
+_SHOW_EVERY_S = 0.5
+_WARN_AFTER_S = 2.0
 
 
 def printable(text: str) -> str:
@@ -93,28 +94,35 @@ def _hint(workspace: Workspace) -> str:
 
 
 class Waiting:
-    """Waits until a condition holds, and shows on a terminal that it does."""
+    """Waits until a condition holds, and shows on a terminal how the jobs are doing meanwhile."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
+        self._started = time.monotonic()
 
     def until(self, finished: Callable[[], bool]) -> None:
-        started = time.monotonic()
-        warned = shown = False
+        show_at, warned = _SHOW_EVERY_S, False
         while not finished():
-            waited = time.monotonic() - started
-            if waited > _WAIT_SHOWN_AFTER_S:
-                if not warned and not self._workspace.peers():
-                    print(f"flw: still waiting{_hint(self._workspace)}", file=sys.stderr)
+            waited = time.monotonic() - self._started
+            if waited >= show_at and sys.stderr.isatty():
+                show_at = waited + _SHOW_EVERY_S
+                self._show(waited)
+            if not warned and waited > _WARN_AFTER_S:
                 warned = True
-                if sys.stderr.isatty():
-                    counts = self._workspace.counts()
-                    line = ", ".join(f"{number} {state}" for state, number in counts._asdict().items())
-                    print(f"\r\x1b[K{line}  {waited:.0f} s", end="", file=sys.stderr, flush=True)
-                    shown = True
+                if not self._workspace.peers():
+                    print(f"flw: still waiting{_hint(self._workspace)}", file=sys.stderr)
             time.sleep(_POLL_S if waited < 10 else 4 * _POLL_S)
-        if shown:
+        if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def _show(self, waited: float) -> None:
+        counts = self._workspace.counts()
+        line = ", ".join(f"{number} {state}" for state, number in counts._asdict().items())
+        line += f"  {waited:.0f} s  "
+        room = os.get_terminal_size(2).columns - len(line) - 1
+        newest = self._workspace.newest_running()
+        words = " ".join(printable(self._workspace.answer(newest)).split()) if newest else ""
+        print(f"\r\x1b[K{line}{words[-room:] if room > 0 else ''}", end="", file=sys.stderr, flush=True)
 
 
 def collect(workspace: Workspace, job_id: str, *, wait: bool) -> int:

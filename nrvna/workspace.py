@@ -176,6 +176,15 @@ class Workspace:
                 found[name] = (order, Job(name, state, join(folder, name)))
         return [job for _, job in sorted(found.values(), key=lambda pair: (pair[0], pair[1].id))]
 
+    def newest_running(self) -> Job | None:
+        """The running job that was queued last, if any runs."""
+        running = [
+            (order, Job(name, JobState.RUNNING, join(folder, name)))
+            for folder in self._daemon_folders()
+            for order, name in _entries(folder)
+        ]
+        return max(running, key=lambda pair: pair[0])[1] if running else None
+
     def counts(self) -> Counts:
         """How many jobs are in each state; cheaper than :meth:`jobs`."""
         number = dict.fromkeys(JobState, 0)
