@@ -201,6 +201,10 @@ def llama_dir() -> Path | None:
 def engine_environment(config: Config) -> dict[str, str]:
     """The environment of the engine's process."""
     environment = dict(os.environ)
+    if "OMP_WAIT_POLICY" not in environment:
+        # libgomp's threads spin 300 times as long before they sleep: nothing is gained by it on idle cores, and half
+        # of the speed is lost where something else runs on them (benchmarks/RESULTS.md).
+        environment.setdefault("GOMP_SPINCOUNT", "1000")
     if config.llama_log_level != "debug":
         # Else ggml attaches a debugger to itself when it aborts, which takes seconds and fills the log.
         environment.setdefault("GGML_NO_BACKTRACE", "1")

@@ -90,7 +90,7 @@ class Workspace:
     def create(self) -> None:
         """Make what is missing of the folders; an existing workspace stays as it is. Raises WorkspaceError."""
         with self._explained("make"):
-            for folder in (self._input, self._processing, self._output, self._failed, self._private):
+            for folder in (self.path, self._input, self._processing, self._output, self._failed, self._private):
                 os.makedirs(folder, 0o700, exist_ok=True)
             with suppress(FileExistsError):
                 os.mkfifo(join(self._private, "wake"), 0o600)
@@ -381,8 +381,8 @@ class Lease:
         with self._workspace._explained("write a result to"):
             for leftover in ("partial.txt", "crashes"):
                 _unlink(join(claim.directory, leftover))
-            _write(join(claim.directory, name), text.encode())
-            _write(join(claim.directory, "receipt.json"), receipt.to_json().encode())
+            _write(join(claim.directory, name), _encode(text))
+            _write(join(claim.directory, "receipt.json"), _encode(receipt.to_json()))
             _sync(claim.directory)
             try:
                 os.rename(claim.directory, join(target, claim.id))
@@ -520,6 +520,11 @@ def _read_object(path: str) -> dict[str, Any]:
 
 def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, ensure_ascii=False) + "\n").encode()
+
+
+def _encode(text: str) -> bytes:
+    """UTF-8, also of a job's name that is none; what that cannot hold becomes an escape, which JSON reads back."""
+    return text.encode(errors="backslashreplace")
 
 
 def _write(path: str, data: bytes) -> None:

@@ -142,6 +142,9 @@ def cmake_options(backend: str, source: Source) -> list[str]:
         f"-DCMAKE_INSTALL_RPATH={origin};{origin}/..",
         "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
         "-DGGML_NATIVE=ON",
+        # Its kernels compute one row otherwise than several: an answer would then depend on how its prompt was cut
+        # into batches, that is on its neighbours in the queue, and its seed could not make it again.
+        "-DGGML_LLAMAFILE=OFF",
         f"-DGGML_CUDA={on[backend == 'cuda']}",
         f"-DGGML_METAL={on[backend == 'metal']}",
         f"-DLLAMA_BUILD_COMMIT={source.commit[:9]}",
@@ -176,9 +179,10 @@ class Builder:
         shutil.rmtree(self._objects, ignore_errors=True)
 
     def finished(self) -> Build | None:
-        """The library's finished build for this processor, if there is one."""
+        """The library's finished build for this processor and with these options, if there is one."""
         build = Build.read(self._target)
-        return build if build and build.cpu == cpu_fingerprint() else None
+        options = tuple(cmake_options(self._backend, self._source))
+        return build if build and build.cpu == cpu_fingerprint() and build.options == options else None
 
     def build_library(self) -> Build:
         """Compile libllama and put it in place with one rename, so that half a build is never taken for one."""
@@ -186,7 +190,7 @@ class Builder:
         staging = self._target.with_name(f".{self._target.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        _copy_libraries(self._objects / "bin", staging)
+        _copy_libraries(self._objects / "bin", staging, own=True)
         for header in HEADERS:
             path = self._source.tree() / header
             for file in [path] if path.is_file() else path.glob("*.h"):
@@ -243,7 +247,7 @@ class Builder:
         staging.mkdir()
         for name in PEERS:
             shutil.copy2(self._objects / "bin" / name, staging)
-        _copy_libraries(self._objects / "bin", staging, beside=self._target)
+        _copy_libraries(self._objects / "bin", staging, own=False)
         shutil.rmtree(self.peers, ignore_errors=True)
         staging.rename(self.peers)
 
@@ -282,10 +286,10 @@ def _ninja_progress(line: str) -> str | None:
     return f"{done} of {total} files  {name.removesuffix('.o')}"
 
 
-def _copy_libraries(origin: Path, target: Path, beside: Path | None = None) -> None:
-    """Copy the shared libraries, versioned names kept as links, but for those that ``beside`` has."""
+def _copy_libraries(origin: Path, target: Path, *, own: bool) -> None:
+    """Copy shared libraries, versioned names kept as links: llama.cpp's own, or the others that its programs need."""
     for file in sorted([*origin.glob("*.so*"), *origin.glob("*.dylib")]):
-        if beside is None or not (beside / file.name).exists():
+        if file.name.startswith(("libllama.", "libggml")) == own:
             shutil.copy2(file, target / file.name, follow_symlinks=False)
 
 
@@ -363,14 +367,13 @@ def build(options: argparse.Namespace) -> Path:
             builder.forget()
         # The user's own tree may have changed since: ninja knows.
         finished = None if options.source else builder.finished()
-        need_peers = options.peers and not builder.peers.exists()
-        if not finished or not finished.module.exists() or need_peers:
+        if not finished or not finished.module.exists() or options.peers:
             check_system()
         if not finished:
             finished = builder.build_library()
         if not finished.module.exists():
             builder.build_module(finished)
-        if need_peers:
+        if options.peers and not builder.peers.exists():
             builder.build_peers()
     return builder.target
 

@@ -114,6 +114,7 @@ class Context(Handle):
 
     @property
     def n_batch(self) -> int:
+        """The most tokens in one decode: what was asked for, or ``n_ctx`` if that is less."""
         return int(self._lib.llama_n_batch(self.pointer))
 
     def decode(self, batch: Batch) -> None:
@@ -121,6 +122,9 @@ class Context(Handle):
 
         Raises NoSlotError if the KV cache has no room, with the cache as it was, and DecodeError for the rest.
         """
+        if len(batch) > self.n_batch:
+            # llama.cpp would abort the process.
+            raise DecodeError(f"a batch of {len(batch)} tokens is more than this context's {self.n_batch}", -1)
         _check_decoded(self._lib.llama_decode(self.pointer, batch.struct[0]))
 
     def logits(self, index: int) -> NDArray[np.float32]:

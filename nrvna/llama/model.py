@@ -81,7 +81,10 @@ class Model(Handle):
     @property
     def quantization(self) -> str:
         """The format of the weights in llama.cpp's words, such as "Q4_1" or "Q4_K - Medium"."""
-        return self._library.string(self._lib.llama_ftype_name(self._lib.llama_model_ftype(self.pointer)))
+        # The number in the file: what llama.cpp takes it for is known only with the weights loaded.
+        number = self.metadata.get("general.file_type")
+        ftype = int(number) if number else self._lib.llama_model_ftype(self.pointer)
+        return self._library.string(self._lib.llama_ftype_name(self._ffi.cast("enum llama_ftype", ftype)))
 
     @property
     def size_bytes(self) -> int:

@@ -1,0 +1,88 @@
+"""What the tests share: the real model, daemons as real processes, and workspaces."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fetch_model import model_path
+from processes import DaemonProcess
+
+from nrvna.errors import LibraryError
+from nrvna.llama import Model
+from nrvna.llama.location import find_build
+from nrvna.workspace import Workspace
+
+
+@pytest.fixture(scope="session")
+def model_file() -> Path:
+    """SmolLM2-135M-Instruct. ``./scripts/test`` fetches it and builds llama.cpp."""
+    path = model_path()
+    assert path.exists(), "run ./scripts/test once: it fetches the model"
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(model_file: Path) -> Model:
+    return Model(model_file)
+
+
+@pytest.fixture(scope="session")
+def peers() -> Path:
+    """The folder of llama.cpp's own programs, for golden tests."""
+    try:
+        folder = find_build().directory / "bin"
+    except LibraryError:
+        folder = Path("/nonexistent")
+    if not folder.exists():
+        pytest.skip("llama.cpp's programs are not built: python scripts/build_llama.py --peers")
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """An empty workspace that no daemon serves."""
+    made = Workspace(tmp_path / "workspace")
+    made.create()
+    return made
+
+
+@pytest.fixture
+def start_daemon(model_file: Path, tmp_path: Path) -> Iterator[Callable[..., DaemonProcess]]:
+    """Starts real daemons, and ends those that still run when the test is over."""
+    started: list[DaemonProcess] = []
+
+    def start(workspace: Path | str, *options: str, model: Path = model_file, wait: bool = True) -> DaemonProcess:
+        daemon = DaemonProcess(model, workspace, options, tmp_path / f"daemon-{len(started)}.log")
+        started.append(daemon)
+        if wait:
+            daemon.wait_ready()
+        return daemon
+
+    yield start
+    for daemon in started:
+        daemon.kill()
+
+
+@pytest.fixture(scope="session")
+def served(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """A workspace with a daemon that all tests may share: short greedy answers."""
+    folder = tmp_path_factory.mktemp("served")
+    options = ("--predict", "24", "--temp", "0", "--parallel", "4", "--ctx", "1024")
+    daemon = DaemonProcess(model_file, folder / "workspace", options, folder / "daemon.log")
+    daemon.wait_ready()
+    yield Workspace(folder / "workspace")
+    daemon.kill()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _plain_environment() -> None:
+    """Settings of whoever runs the tests stay out of them."""
+    for name in [
+        name for name in os.environ if name.startswith(("NRVNA_", "LLAMA_LOG")) and name != "NRVNA_LLAMA_DIR"
+    ]:
+        del os.environ[name]
+    assert sys.version_info >= (3, 11)

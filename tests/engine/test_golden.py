@@ -1,0 +1,96 @@
+"""Greedy answers against llama.cpp's own server, where that is built."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nrvna.config import Config, Sampling
+from nrvna.engine.engine import Engine, Request
+from nrvna.engine.runner import Runner
+
+PROMPTS = [
+    "Name three primes.",
+    "Write a haiku about rivers.",
+    "Was ist ein Baum? Antworte kurz.",
+    "def fibonacci(n):",
+    "Translate to French: the cat sleeps 🐈",
+    "List the days of the week, one a line.",
+]
+TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def server(peers: Path, model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a llama-server with the same model and the attention kernel that nrvna takes on a CPU."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    options = ["--parallel", "1", "--ctx-size", "1024", "--flash-attn", "off", "--jinja", "--threads", "2"]
+    with log.open("w") as file:
+        command = [peers / "llama-server", "-m", model_file, "--host", "127.0.0.1", "--port", str(port), *options]
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()[-2000:]
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5)
+                break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ask(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
+        answer: dict[str, Any] = json.load(response)
+        return answer
+
+
+@pytest.fixture(scope="module")
+def ours(model_file: Path) -> dict[str, tuple[list[int], str, str]]:
+    """Prompt tokens, answer and finish reason of every prompt, all answered together."""
+    runner = Runner(model_file, Config(parallel=4, ctx=1024))
+    engine = Engine(runner, {})
+    for prompt in PROMPTS:
+        engine.add(Request(prompt, prompt, "", None, Sampling(temp=0.0, predict=TOKENS)))
+    answers = {}
+    while not engine.is_idle:
+        for event in engine.step():
+            if event.receipt:
+                answers[event.id] = (runner.prompts.encode(event.id), event.answer, event.receipt.finish_reason)
+    runner.model.close()
+    return answers
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_becomes_the_tokens_that_the_server_makes_of_it(
+    server: str, ours: dict[str, tuple[list[int], str, str]], prompt: str
+) -> None:
+    rendered = ask(server, "/apply-template", {"messages": [{"role": "user", "content": prompt}]})["prompt"]
+    body = {"content": rendered, "add_special": True, "parse_special": True}
+    assert ours[prompt][0] == ask(server, "/tokenize", body)["tokens"]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_greedy_answer_is_the_one_that_the_server_gives(
+    server: str, ours: dict[str, tuple[list[int], str, str]], prompt: str
+) -> None:
+    body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": TOKENS}
+    choice = ask(server, "/v1/chat/completions", {**body, "cache_prompt": False})["choices"][0]
+    assert ours[prompt][1:] == (choice["message"]["content"], choice["finish_reason"])

@@ -1,0 +1,80 @@
+"""Real processes for the tests: the daemon, and the command line tools."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+PATIENCE_S = 60.0
+
+
+def until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Wait until a condition holds; fail the test, saying what was waited for, if it does not."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {patience_s:.0f} s for {what}"
+        time.sleep(0.01)
+
+
+def command(
+    name: str, *arguments: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m nrvna.<name>`` and return what it printed and its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"nrvna.{name}", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, **(env or {})},
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class DaemonProcess:
+    """``nrvnad`` as a process of its own, with its log in a file."""
+
+    def __init__(self, model: Path, workspace: Path | str, options: Sequence[str], log: Path) -> None:
+        self._log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "nrvna.daemon", str(model), str(workspace), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def wait_ready(self) -> None:
+        self.wait_log("ready:")
+
+    def wait_log(self, text: str) -> None:
+        def said() -> bool:
+            assert text in self.log or self.process.poll() is None, f"the daemon ended: {self.log}"
+            return text in self.log
+
+        until(said, f"{text!r} in the daemon's log")
+
+    def engine_pid(self) -> int:
+        """The process that holds the model."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        assert len(children) == 1
+        return int(children[0])
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to end, and return its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        """End it without a chance to clean up."""
+        self.process.kill()
+        self.process.wait()

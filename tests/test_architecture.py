@@ -1,0 +1,102 @@
+"""The design's rules on who may import whom, and what the tools may load."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "nrvna"
+
+# Room by room, what each may import of nrvna. "nrvna" itself holds the version.
+ALLOWED = {
+    "errors": set(),
+    "config": {"errors"},
+    "job": {"errors"},
+    "workspace": {"job", "errors"},
+    "wrk": {"workspace", "job", "config", "errors"},
+    "flw": {"workspace", "job", "config", "errors"},
+    "daemon": {"workspace", "job", "config", "errors", "engine"},
+    "llama": {"llama", "errors"},
+    "engine": {"engine", "llama", "config", "job", "errors"},
+}
+# The engine's side of the pipe, of which the daemon loads the part that needs no model.
+DAEMON_MAY_LOAD = {"nrvna.engine.process", "nrvna.engine.protocol"}
+HEAVY = {"numpy", "cffi", "_cffi_backend", "jinja2", "platformdirs"}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if module.count(".") else ""
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_the_rooms_it_may(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    own = {name for name in imports_of(path) if name.split(".")[0] == "nrvna"}
+    assert {room_of(name) for name in own} - {""} <= ALLOWED.get(room, set())
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.name)
+def test_daemon_and_tools_import_the_standard_library_alone(path: Path) -> None:
+    others = {name.split(".")[0] for name in imports_of(path)} - {"nrvna"}
+    assert others <= set(sys.stdlib_module_names)
+
+
+def loaded_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*sys.modules, sep='\\n')"
+    return set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+@pytest.mark.parametrize("module", ["nrvna.wrk", "nrvna.flw", "nrvna.daemon"])
+def test_no_tool_loads_numpy_cffi_or_the_model(module: str) -> None:
+    loaded = loaded_by(module)
+    assert not HEAVY & loaded
+    assert {name for name in loaded if name.startswith("nrvna.llama")} == set()
+
+
+def test_wrk_and_flw_load_nothing_of_the_engine() -> None:
+    for module in ("nrvna.wrk", "nrvna.flw"):
+        assert not any(name.startswith("nrvna.engine") for name in loaded_by(module))
+
+
+def test_the_daemon_loads_only_the_engines_end_of_the_pipe() -> None:
+    engine = {name for name in loaded_by("nrvna.daemon") if name.startswith("nrvna.engine.")}
+    assert engine == DAEMON_MAY_LOAD
+
+
+def test_only_the_workspace_renames_and_syncs() -> None:
+    # Attribute names of the os module, and Path's methods of the same purpose.
+    transitions = {"rename", "replace", "fsync", "renames"}
+    offenders = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in transitions - {"replace"}:
+                offenders.append(path.name)
+            if isinstance(node, ast.Attribute) and node.attr == "replace" and isinstance(node.value, ast.Name):
+                offenders += [path.name] if node.value.id == "os" else []
+    assert set(offenders) == {"workspace.py"}
+
+
+def test_only_the_runner_touches_the_model_of_the_engine() -> None:
+    users = {path.name for path in (PACKAGE / "engine").glob("*.py") if "nrvna.llama" in imports_of(path)}
+    # prompt.py tokenises, check.py looks at a model without running it.
+    assert users == {"runner.py", "prompt.py", "check.py"}

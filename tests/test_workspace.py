@@ -1,0 +1,401 @@
+"""The folder protocol, with real files and no daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nrvna.errors import JobError, JobNotFoundError, WorkspaceError
+from nrvna.job import JobState, Receipt
+from nrvna.workspace import MAX_PROMPT_BYTES, Claim, Counts, Lease, Workspace
+
+MODEL = {"path": "/models/a.gguf", "size": 1, "mtime_ns": 1}
+
+
+@pytest.fixture
+def lease(workspace: Workspace) -> Lease:
+    return workspace.lease(MODEL)
+
+
+def receipt(job_id: str) -> Receipt:
+    return Receipt(job_id, "stop", "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z", "0.1.0", generated_tokens=2)
+
+
+def claimed(lease: Lease) -> Claim:
+    claim = lease.claim()
+    assert claim is not None
+    return claim
+
+
+def by_hand(workspace: Workspace, name: str, prompt: bytes | None, *, age_s: float = 60) -> Path:
+    """A job folder as a user would make it, last touched some time ago."""
+    folder = Path(workspace.path) / "input" / name
+    folder.mkdir()
+    if prompt is not None:
+        (folder / "prompt.txt").write_bytes(prompt)
+    for path in [*folder.iterdir(), folder]:
+        about = path.lstat()
+        os.utime(path, (about.st_atime - age_s, about.st_mtime - age_s), follow_symlinks=False)
+    return folder
+
+
+def test_a_submitted_job_is_queued_with_its_prompt(workspace: Workspace) -> None:
+    job = workspace.find(workspace.submit("What is a queue?"))
+    assert (job.state, workspace.prompt(job)) == (JobState.QUEUED, "What is a queue?")
+
+
+def test_jobs_are_private_to_their_user(workspace: Workspace) -> None:
+    job = workspace.find(workspace.submit("secret"))
+    assert stat.S_IMODE(Path(job.directory).stat().st_mode) == 0o700
+    assert stat.S_IMODE((Path(job.directory) / "prompt.txt").stat().st_mode) == 0o600
+    assert stat.S_IMODE(Path(workspace.path).stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ("", "the prompt is empty"),
+        (" \n\t", "the prompt is empty"),
+        ("a\0b", "NUL byte at position 1"),
+        (b"caf\xe9", "not UTF-8: byte 0xe9 at position 3"),
+        ("\ud800", "not UTF-8"),
+        (b"x" * (MAX_PROMPT_BYTES + 1), "more than the 16777216 allowed"),
+    ],
+)
+def test_a_prompt_that_can_never_run_is_refused_and_leaves_nothing(
+    workspace: Workspace, prompt: str | bytes, reason: str
+) -> None:
+    with pytest.raises(JobError, match=reason):
+        workspace.submit(prompt)
+    assert list((Path(workspace.path) / "input").iterdir()) == []
+
+
+def test_jobs_are_claimed_in_the_order_they_were_queued(workspace: Workspace, lease: Lease) -> None:
+    ids = [workspace.submit(f"job {number}") for number in range(300)]
+    assert [claimed(lease).id for _ in ids] == ids
+    assert lease.claim() is None
+
+
+def test_a_job_made_by_hand_takes_its_turn_by_its_age(workspace: Workspace, lease: Lease) -> None:
+    first = workspace.submit("queued by wrk")
+    by_hand(workspace, "older", b"made by hand", age_s=3600)
+    assert [claimed(lease).id, claimed(lease).id] == ["older", first]
+
+
+def test_a_job_made_by_hand_is_left_alone_while_it_is_being_made(workspace: Workspace, lease: Lease) -> None:
+    folder = by_hand(workspace, "mine", None, age_s=0)
+    assert lease.claim() is None
+    (folder / "prompt.txt").write_text("now it is there")
+    assert lease.claim() is None
+    for path in (folder / "prompt.txt", folder):
+        os.utime(path, (0, 0))
+    assert claimed(lease).id == "mine"
+
+
+def test_a_job_queued_right_after_a_look_is_seen_by_the_next(workspace: Workspace, lease: Lease) -> None:
+    for number in range(200):
+        assert lease.claim() is None
+        job_id = workspace.submit(f"job {number}")
+        assert claimed(lease).id == job_id
+
+
+def test_only_one_of_several_daemons_gets_a_job(workspace: Workspace) -> None:
+    ids = {workspace.submit(f"job {number}") for number in range(200)}
+    leases = [workspace.lease(MODEL) for _ in range(4)]
+    taken: list[list[str]] = [[] for _ in leases]
+
+    def take(number: int) -> None:
+        while claim := leases[number].claim():
+            taken[number].append(claim.id)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    everything = [job_id for part in taken for job_id in part]
+    assert len(everything) == len(set(everything)) == 200
+    assert set(everything) == ids
+
+
+def test_a_finished_job_has_its_answer_and_receipt(workspace: Workspace, lease: Lease) -> None:
+    job_id = workspace.submit("q")
+    lease.finish(claimed(lease), "the answer", receipt(job_id))
+    job = workspace.find(job_id)
+    assert (job.state, workspace.answer(job)) == (JobState.DONE, "the answer")
+    assert workspace.receipt(job) == receipt(job_id)
+    assert sorted(path.name for path in Path(job.directory).iterdir()) == [
+        "job.json",
+        "prompt.txt",
+        "receipt.json",
+        "result.txt",
+    ]
+
+
+def test_a_failed_job_has_its_reason(workspace: Workspace, lease: Lease) -> None:
+    job_id = workspace.submit("q")
+    lease.fail(claimed(lease), "too long", receipt(job_id))
+    job = workspace.find(job_id)
+    assert (job.state, workspace.answer(job)) == (JobState.FAILED, "too long\n")
+
+
+def test_the_first_result_of_a_job_stands(workspace: Workspace, lease: Lease) -> None:
+    job_id = workspace.submit("q")
+    lease.finish(claimed(lease), "first", receipt(job_id))
+    shutil.copytree(workspace.find(job_id).directory, Path(workspace.path) / "input" / job_id)
+    lease.finish(claimed(lease), "second", receipt(job_id))
+    assert workspace.answer(workspace.find(job_id)) == "first"
+    assert workspace.counts() == Counts(0, 0, 1, 0)
+
+
+def test_a_running_jobs_answer_can_be_watched_and_leaves_no_trace(workspace: Workspace, lease: Lease) -> None:
+    job_id = workspace.submit("q")
+    claim = claimed(lease)
+    lease.append_partial(claim, "so ")
+    lease.append_partial(claim, "far")
+    running = workspace.newest_running()
+    assert running is not None and running.id == job_id
+    assert workspace.answer(running) == "so far"
+    lease.requeue(claim)
+    assert workspace.answer(workspace.find(job_id)) == ""
+
+
+def test_a_job_put_back_is_the_next_one_again(workspace: Workspace, lease: Lease) -> None:
+    first, second = workspace.submit("1"), workspace.submit("2")
+    lease.requeue(claimed(lease))
+    assert [claimed(lease).id, claimed(lease).id] == [second, first]
+    for job_id in (first, second):
+        assert workspace.find(job_id).state is JobState.RUNNING
+
+
+def test_crashes_are_counted_over_restarts(workspace: Workspace, lease: Lease) -> None:
+    workspace.submit("q")
+    for count in (1, 2, 3):
+        claim = claimed(lease)
+        assert lease.record_crash(claim) == count
+        lease.requeue(claim)
+
+
+def test_a_living_daemons_jobs_are_not_recovered(workspace: Workspace, lease: Lease) -> None:
+    job_id = workspace.submit("q")
+    claimed(lease)
+    assert workspace.recover() == []
+    assert workspace.find(job_id).state is JobState.RUNNING
+    assert [peer.pid for peer in workspace.peers()] == [os.getpid()]
+
+
+def test_a_dead_daemons_jobs_go_back(workspace: Workspace) -> None:
+    job_id = workspace.submit("q")
+    script = f"""
+import os, sys
+from nrvna.workspace import Workspace
+lease = Workspace({workspace.path!r}).lease({MODEL!r})
+print(lease.claim().id, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == job_id
+    assert workspace.find(job_id).state is JobState.RUNNING
+    assert workspace.peers() == []
+    assert workspace.recover() == [job_id]
+    assert workspace.find(job_id).state is JobState.QUEUED
+    assert list((Path(workspace.path) / "processing").iterdir()) == []
+
+
+def test_a_lease_that_is_closed_is_gone(workspace: Workspace, lease: Lease) -> None:
+    lease.close()
+    assert workspace.peers() == []
+    assert workspace.recover() == []
+
+
+def test_a_second_daemon_with_the_same_model_is_welcome_and_one_with_another_is_not(
+    workspace: Workspace, lease: Lease
+) -> None:
+    workspace.lease(MODEL).close()
+    with pytest.raises(WorkspaceError, match=rf"served already by process {os.getpid()} with another model"):
+        workspace.lease({**MODEL, "size": 2})
+    lease.close()
+    workspace.lease({**MODEL, "size": 2}).close()
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_prompt_that_is_no_regular_file_is_not_read(
+    workspace: Workspace, lease: Lease, tmp_path: Path, kind: str
+) -> None:
+    folder = by_hand(workspace, "mine", None)
+    prompt = folder / "prompt.txt"
+    if kind == "link":
+        (tmp_path / "secret").write_text("secret")
+        prompt.symlink_to(tmp_path / "secret")
+    elif kind == "fifo":
+        os.mkfifo(prompt)
+    else:
+        prompt.mkdir()
+    for path in (prompt, folder):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    with pytest.raises(JobError, match=r"prompt\.txt"):
+        lease.prompt(claimed(lease))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, r"holds no prompt\.txt"), (b"", "empty"), (b"\xff", "not UTF-8"), (b"a\0", "NUL")],
+)
+def test_a_job_made_by_hand_without_a_good_prompt_says_why(
+    workspace: Workspace, lease: Lease, content: bytes | None, reason: str
+) -> None:
+    by_hand(workspace, "mine", content)
+    with pytest.raises(JobError, match=reason):
+        lease.prompt(claimed(lease))
+
+
+def test_what_is_no_folder_or_hidden_is_no_job(workspace: Workspace, lease: Lease, tmp_path: Path) -> None:
+    inbox = Path(workspace.path) / "input"
+    (inbox / "note.txt").write_text("hello")
+    (inbox / ".hidden").mkdir()
+    (inbox / "link").symlink_to(tmp_path)
+    assert lease.claim() is None
+    assert workspace.jobs() == []
+
+
+def test_a_folder_whose_name_is_no_text_is_a_job_like_any_other(workspace: Workspace, lease: Lease) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    by_hand(workspace, name, b"prompt")
+    claim = claimed(lease)
+    assert lease.prompt(claim) == "prompt"
+    lease.finish(claim, "answer", receipt(name))
+    [job] = workspace.jobs()
+    filed = workspace.receipt(job)
+    assert filed is not None
+    assert job.id == filed.id == name
+
+
+def test_a_job_that_moves_is_always_found(workspace: Workspace, lease: Lease) -> None:
+    job_id = workspace.submit("q")
+    stop = threading.Event()
+
+    def move() -> None:
+        while not stop.is_set():
+            if claim := lease.claim():
+                lease.requeue(claim)
+
+    mover = threading.Thread(target=move)
+    mover.start()
+    try:
+        for _ in range(2000):
+            assert workspace.find(job_id).state in (JobState.QUEUED, JobState.RUNNING)
+    finally:
+        stop.set()
+        mover.join()
+
+
+@pytest.mark.parametrize("job_id", ["nope", "../input", "", "."])
+def test_a_job_that_does_not_exist_is_an_error(workspace: Workspace, job_id: str) -> None:
+    with pytest.raises(JobNotFoundError):
+        workspace.find(job_id)
+
+
+def test_the_context_is_read_as_it_is_now(workspace: Workspace) -> None:
+    assert workspace.context() is None
+    Path(workspace.context_file).write_text("Be brief.\n")
+    assert workspace.context() == "Be brief."
+    Path(workspace.context_file).write_text(" \n")
+    assert workspace.context() is None
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a\0b", b"x" * (1 << 20) + b"y"])
+def test_a_context_that_cannot_be_used_is_an_error_that_names_the_file(workspace: Workspace, content: bytes) -> None:
+    Path(workspace.context_file).write_bytes(content)
+    with pytest.raises(WorkspaceError, match=r"context\.txt cannot be used"):
+        workspace.context()
+
+
+def test_a_folder_that_is_no_workspace_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(WorkspaceError, match=r"no workspace .*wrk --init"):
+        Workspace(tmp_path / "nowhere").check()
+    with pytest.raises(WorkspaceError, match=r"no workspace: make it one with"):
+        Workspace(tmp_path).check()
+
+
+def test_making_a_workspace_twice_keeps_what_is_in_it(workspace: Workspace) -> None:
+    job_id = workspace.submit("q")
+    workspace.create()
+    assert workspace.find(job_id).state is JobState.QUEUED
+
+
+def test_a_workspace_that_cannot_be_written_is_an_error_that_says_so(workspace: Workspace) -> None:
+    inbox = Path(workspace.path) / "input"
+    inbox.rmdir()
+    inbox.write_text("in the way")
+    with pytest.raises(WorkspaceError, match=f"cannot queue a job in {workspace.path}: Not a directory"):
+        workspace.submit("q")
+
+
+def test_a_queued_job_wakes_a_daemon_that_listens(workspace: Workspace) -> None:
+    listener = workspace.open_wake()
+    assert listener is not None
+    workspace.submit("q")
+    assert os.read(listener, 10) == b"\n"
+    os.close(listener)
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "link"])
+def test_a_spoilt_wake_fifo_does_no_harm(workspace: Workspace, tmp_path: Path, kind: str) -> None:
+    wake = Path(workspace.path) / ".nrvna" / "wake"
+    wake.unlink()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    if kind == "file":
+        wake.write_text("precious")
+    elif kind == "link":
+        wake.symlink_to(victim)
+    workspace.submit("q")
+    assert workspace.open_wake() is None
+    assert victim.read_text() == "precious"
+    assert kind != "file" or wake.read_text() == "precious"
+
+
+def test_submitting_syncs_files_then_folder_then_the_queue(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    real_fsync, real_rename = os.fsync, os.rename
+
+    def fsync(descriptor: int) -> None:
+        steps.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        real_fsync(descriptor)
+
+    def rename(origin: str, target: str) -> None:
+        steps.append("rename")
+        real_rename(origin, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    job_id = workspace.submit("q")
+    assert steps == ["sync prompt.txt", "sync job.json", f"sync .{job_id}", "rename", "sync input"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(prompt=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1))
+def test_a_prompt_arrives_as_it_was_given(workspace: Workspace, prompt: str) -> None:
+    if not prompt.strip():
+        return
+    lease = workspace.lease(MODEL)
+    job_id = workspace.submit(prompt)
+    claim = claimed(lease)
+    assert (claim.id, lease.prompt(claim)) == (job_id, prompt)
+    lease.finish(claim, prompt, receipt(job_id))
+    lease.close()
+    result = Path(workspace.find(job_id).directory) / "result.txt"
+    assert result.read_bytes() == prompt.encode()
+    assert json.loads((result.parent / "receipt.json").read_text())["id"] == job_id
