@@ -201,6 +201,9 @@ def llama_dir() -> Path | None:
 def engine_environment(config: Config) -> dict[str, str]:
     """The environment of the engine's process."""
     environment = dict(os.environ)
+    # It must find this very package, installed or not.
+    paths = [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if "OMP_WAIT_POLICY" not in environment:
         # libgomp's threads spin 300 times as long before they sleep: nothing is gained by it on idle cores, and half
         # of the speed is lost where something else runs on them (benchmarks/RESULTS.md).

@@ -24,7 +24,16 @@ from nrvna import __version__
 from nrvna.config import SETTINGS, Config, add_options, engine_environment, from_environment
 from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import Ready, pack
-from nrvna.errors import EngineError, JobError, ModelNotFoundError, NrvnaError, SettingError, WorkspaceError
+from nrvna.errors import (
+    EngineError,
+    JobError,
+    LeaseLostError,
+    LostRaceError,
+    ModelNotFoundError,
+    NrvnaError,
+    SettingError,
+    WorkspaceError,
+)
 from nrvna.job import Receipt, timestamp
 from nrvna.workspace import Claim, Workspace
 
@@ -50,14 +59,18 @@ class Daemon:
         self._model = fingerprint(model)
         self._config = config
         self._claims: dict[str, Claim] = {}
-        self._started: set[str] = set()
-        # Finished jobs that the disk would not take yet.
+        # Jobs that the engine is at, as opposed to those that wait in it.
+        self._at_work: set[str] = set()
+        # Claimed, but it was at work when the engine died: it waits until it can run alone.
+        self._suspect: Claim | None = None
+        # Moves that the disk would not take yet.
         self._unfiled: list[Callable[[], None]] = []
         self._ready: Ready | None = None
+        self._was_ready = False
         self._restart_at: float | None = None
         self._restart_delay = 1.0
         self._tend_at = 0.0
-        self._trouble = ""
+        self._troubles: dict[str, str] = {}
         self.engine: EngineProcess | None = None
 
     def start(self) -> None:
@@ -67,46 +80,47 @@ class Daemon:
         self._wake = self._workspace.open_wake()
         self.engine = EngineProcess(self._path, self._model, self._config)
 
-    @property
-    def is_ready(self) -> bool:
-        return self._ready is not None
-
     def tick(self, timeout_s: float, also: int | None = None) -> None:
         """Wait for something to happen, at most that long, and deal with it.
 
-        ``also`` is a further descriptor that ends the wait. Raises EngineError if the engine cannot start at all.
+        ``also`` is a further descriptor that ends the wait. Raises EngineError if the engine cannot start at all,
+        LeaseLostError if the workspace is gone for good.
         """
-        descriptors = [fd for fd in (self._wake, also) if fd is not None]
+        readable = [fd for fd in (self._wake, also) if fd is not None]
+        writable = []
         if self.engine:
-            descriptors.append(self.engine.descriptor)
-        readable = select.select(descriptors, (), (), timeout_s)[0]
-        if self._wake in readable:
+            readable.append(self.engine.stdout)
+            if self.engine.has_unsent:
+                writable.append(self.engine.stdin)
+        woken = select.select(readable, writable, (), timeout_s)[0]
+        if self._wake in woken:
             with suppress(BlockingIOError):
                 os.read(self._wake, 1 << 16)
         if self.engine:
+            self.engine.flush()
             messages = self.engine.receive()
-            if messages is None:
-                self._bury_engine(self.engine)
             for message in messages or ():
                 self._hear(message)
+            if messages is None:
+                self._bury_engine(self.engine.wait())
         now = time.monotonic()
         if self._restart_at is not None and now >= self._restart_at:
-            self._restart_at = None
-            self.engine = EngineProcess(self._path, self._model, self._config)
+            self._restart()
         if now >= self._tend_at:
             self._tend_at = now + TEND_EVERY_S
-            self._guarded(self._tend)
-        self._guarded(self._claim)
+            self._guarded("file", self._file_leftovers)
+            self._guarded("recover", self._recover)
+        self._guarded("claim", self._claim)
 
     def stop(self) -> None:
         """Hand back what is unfinished, end the engine, leave the workspace."""
-        for claim in self._claims.values():
-            self._guarded(partial(self._lease.requeue, claim))
-        if self._claims:
-            log.info("handed back %d unfinished jobs", len(self._claims))
+        unfinished = [*self._claims.values(), *([self._suspect] if self._suspect else [])]
+        for claim in unfinished:
+            self._give_back(claim)
+        if unfinished:
+            log.info("handed back %d unfinished jobs", len(unfinished))
         if self.engine:
             self.engine.stop(_STOP_PATIENCE_S)
-        self._guarded(self._file_leftovers)
         self._lease.close()
 
     # The workspace's side.
@@ -116,43 +130,44 @@ class Daemon:
         if self._ready is None or self.engine is None or self._unfiled:
             return
         capacity = self._ready.slots + self._ready.slots // 2 + 1
-        while len(self._claims) < capacity:
+        while len(self._claims) < capacity and not any(claim.crashes for claim in self._claims.values()):
+            if self._suspect and self._claims:
+                return
             system = self._workspace.context()
-            claim = self._lease.claim()
+            claim, self._suspect = self._suspect or self._lease.claim(), None
             if claim is None:
                 return
-            try:
-                prompt = self._lease.prompt(claim)
-            except JobError as error:
-                self._fail(claim, str(error))
-                continue
-            self._claims[claim.id] = claim
-            request = {"id": claim.id, "prompt": prompt, "queued": claim.queued, "system": system}
-            self.engine.send({"add": {**request, "sampling": asdict(self._config.sampling)}})
+            if claim.crashes and self._claims:
+                self._suspect = claim
+                return
+            self._hand_over(self.engine, claim, system)
 
-    def _tend(self) -> None:
-        self._file_leftovers()
+    def _hand_over(self, engine: EngineProcess, claim: Claim, system: str | None) -> None:
+        try:
+            prompt = self._lease.prompt(claim)
+        except JobError as error:
+            self._fail(claim, str(error))
+            return
+        self._claims[claim.id] = claim
+        request = {"id": claim.id, "prompt": prompt, "queued": claim.queued, "system": system}
+        engine.send({"add": {**request, "sampling": asdict(self._config.sampling)}})
+
+    def _recover(self) -> None:
         if recovered := self._workspace.recover():
             log.info("put %d jobs of a daemon that died back into the queue", len(recovered))
 
-    def _file_leftovers(self) -> None:
-        while self._unfiled:
-            self._unfiled[0]()
-            self._unfiled.pop(0)
-
     def _finish(self, claim: Claim, answer: str, receipt: Receipt) -> None:
+        end = f"cut at the {receipt.finish_reason} limit" if receipt.was_cut else "complete"
+        done = f"{claim.id} done: {receipt.generated_tokens} tokens, {end}, {receipt.tokens_per_second} tokens/s"
+
+        def write() -> None:
+            self._lease.finish(claim, answer, receipt)
+            log.info("%s", done)
+
         self._release(claim)
-        self._file(partial(self._lease.finish, claim, answer, receipt))
-        log.info(
-            "%s done: %s tokens, %s, %s tokens/s",
-            claim.id,
-            receipt.generated_tokens,
-            f"cut at the {receipt.finish_reason} limit" if receipt.was_cut else "complete",
-            receipt.tokens_per_second,
-        )
+        self._file(write)
 
     def _fail(self, claim: Claim, reason: str) -> None:
-        self._release(claim)
         receipt = Receipt(
             id=claim.id,
             finish_reason="error",
@@ -162,76 +177,112 @@ class Daemon:
             model=self._model,
             error=reason,
         )
-        self._file(partial(self._lease.fail, claim, reason, receipt))
-        log.warning("%s failed: %s", claim.id, reason)
 
-    def _file(self, write: Callable[[], None]) -> None:
-        """Write now, or keep it in memory until the disk takes it."""
-        self._unfiled.append(write)
-        self._guarded(self._file_leftovers)
+        def write() -> None:
+            self._lease.fail(claim, reason, receipt)
+            log.warning("%s failed: %s", claim.id, reason)
+
+        self._release(claim)
+        self._file(write)
+
+    def _give_back(self, claim: Claim) -> None:
+        self._release(claim)
+        self._file(partial(self._lease.requeue, claim))
 
     def _release(self, claim: Claim) -> None:
         self._claims.pop(claim.id, None)
-        self._started.discard(claim.id)
+        self._at_work.discard(claim.id)
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _file(self, move: Callable[[], None]) -> None:
+        """Do it now, or keep it in memory until the disk takes it."""
+        self._unfiled.append(move)
+        self._guarded("file", self._file_leftovers)
+
+    def _file_leftovers(self) -> None:
+        while self._unfiled:
+            try:
+                self._unfiled[0]()
+            except LostRaceError as error:
+                log.warning("%s", error)
+            self._unfiled.pop(0)
+
+    def _guarded(self, name: str, action: Callable[[], None]) -> None:
         """Trouble with the workspace is said once and does not end the daemon: it goes on when that heals."""
         try:
             action()
+        except LeaseLostError:
+            raise
         except WorkspaceError as error:
-            if str(error) != self._trouble:
+            if str(error) != self._troubles.get(name):
                 log.error("%s; trying again until it works", error)
-            self._trouble = str(error)
+            self._troubles[name] = str(error)
         else:
-            if self._trouble and not self._unfiled:
-                self._trouble = ""
+            self._troubles.pop(name, None)
 
     # The engine's side.
 
     def _hear(self, message: dict[str, Any]) -> None:
         """Deal with one message of the engine (see engine/protocol.py)."""
-        if "text" in message:
-            for job_id, text in message["text"].items():
+        match message:
+            case {"text": texts}:
+                for job_id, text in texts.items():
+                    if claim := self._claims.get(job_id):
+                        self._lease.append_partial(claim, text)
+            case {"begins": job_id}:
+                self._at_work.add(job_id)
+            case {"waits": job_id}:
+                self._at_work.discard(job_id)
+            case {"done": job_id, "answer": answer, "receipt": receipt}:
                 if claim := self._claims.get(job_id):
-                    self._lease.append_partial(claim, text)
-        elif "started" in message:
-            self._started.add(message["started"])
-        elif "done" in message:
-            if claim := self._claims.get(message["done"]):
-                self._finish(claim, message["answer"], Receipt.from_dict(message["receipt"]))
-        elif "refused" in message:
-            if claim := self._claims.get(message["refused"]):
-                self._fail(claim, message["reason"])
-        elif "ready" in message:
-            self._ready = Ready(**message["ready"])
-            self._restart_delay = 1.0
-            self._guarded(self._lease.announce_ready)
-            shape = "ready: %s on %s, %d jobs at a time, %d tokens each, %d threads"
-            about = self._ready
-            log.info(shape, about.description, about.backend, about.slots, about.context, about.threads)
-        elif "fatal" in message:
-            raise EngineError(message["fatal"])
+                    self._finish(claim, answer, Receipt.from_dict(receipt))
+            case {"refused": job_id, "reason": reason}:
+                if claim := self._claims.get(job_id):
+                    self._fail(claim, reason)
+            case {"ready": about}:
+                self._be_ready(Ready(**about))
+            case {"fatal": reason}:
+                if not self._was_ready:
+                    raise EngineError(reason)
+                log.error("the engine cannot start: %s", reason)
 
-    def _bury_engine(self, engine: EngineProcess) -> None:
-        """The engine died: those it was answering gain a crash, all go back, and another is started soon."""
-        end = engine.wait()
-        self.engine = None
-        if self._ready is None and self._restart_delay == 1.0:
-            raise EngineError(f"the engine ended with {end} before it was ready; its log is above")
-        log.error("the engine ended with %s while it answered %d jobs; starting another", end, len(self._started))
-        self._ready = None
+    def _be_ready(self, about: Ready) -> None:
+        self._ready = about
+        self._was_ready = True
+        self._restart_delay = 1.0
+        self._guarded("announce", self._lease.announce_ready)
+        shape = "ready: %s on %s, %d jobs at a time, %d tokens each, %d threads"
+        log.info(shape, about.description, about.backend, about.slots, about.context, about.threads)
+
+    def _bury_engine(self, end: str) -> None:
+        """The engine died: those it was at gain a crash, all go back, and another engine is started soon."""
+        self.engine, self._ready = None, None
+        if not self._was_ready:
+            raise EngineError(f"the engine ended with {end} before it had loaded the model; its log is above")
+        log.error("the engine ended with %s, at work on %d jobs; starting another", end, len(self._at_work))
         for claim in list(self._claims.values()):
-            crashes = 0
-            if claim.id in self._started:
+            suspect = claim
+            if claim.id in self._at_work:
                 with suppress(WorkspaceError):
-                    crashes = self._lease.record_crash(claim)
-            if crashes >= MAX_CRASHES:
-                self._fail(claim, f"the engine died {crashes} times while it answered this job, last with {end}")
+                    suspect = self._lease.record_crash(claim)
+            if suspect.crashes >= MAX_CRASHES:
+                self._fail(
+                    suspect, f"the engine died {suspect.crashes} times while it was at this job, last with {end}"
+                )
             else:
-                self._release(claim)
-                self._guarded(partial(self._lease.requeue, claim))
+                self._give_back(suspect)
+        self._restart_later()
+
+    def _restart_later(self) -> None:
         self._restart_at = time.monotonic() + self._restart_delay
         self._restart_delay = min(2 * self._restart_delay, _MAX_RESTART_DELAY_S)
+
+    def _restart(self) -> None:
+        self._restart_at = None
+        try:
+            self.engine = EngineProcess(self._path, self._model, self._config)
+        except OSError as error:
+            log.error("the engine cannot start: %s", error)
+            self._restart_later()
 
 
 def fingerprint(model: Path) -> dict[str, Any]:
@@ -247,15 +298,20 @@ def fingerprint(model: Path) -> dict[str, Any]:
 
 
 class _Signals:
-    """SIGTERM and SIGINT ask for an orderly end; a second one ends the process at once, which is safe too."""
+    """SIGTERM, SIGINT and a closed terminal ask for an orderly end; a second one ends the process at once.
+
+    That is safe too: the jobs are put back when the next daemon starts.
+    """
 
     def __init__(self) -> None:
         self.descriptor, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self.stop = False
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # nohup and a shell's background jobs have asked that some be ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
 
     def _on_signal(self, *_: object) -> None:
         if self.stop:
@@ -279,9 +335,12 @@ def serve(model: Path, workspace: Workspace, config: Config) -> None:
 
 def check(model: Path, config: Config) -> int:
     """Print whether a model will work here; 0 if so, else 1."""
-    command = [sys.executable, "-m", "nrvna.engine", "--check"]
+    command = [sys.executable, "-P", "-m", "nrvna.engine", "--check"]
     request = pack({"path": str(model), "config": config.to_dict()})
-    done = subprocess.run(command, input=request, env=engine_environment(config), check=False)
+    try:
+        done = subprocess.run(command, input=request, env=engine_environment(config), process_group=0, check=False)
+    except KeyboardInterrupt:
+        return 130
     return 1 if done.returncode else 0
 
 
@@ -305,7 +364,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if options.check:
         return check(options.model, config)
-    if options.workspace is None:
+    if not options.workspace:
         parser.error("name a workspace too: nrvnad MODEL WORKSPACE")
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(_LEVELS[config.log_level])

@@ -18,6 +18,10 @@ class WorkspaceError(NrvnaError, OSError):
     """A workspace that is missing, not a workspace, or not writable."""
 
 
+class LeaseLostError(WorkspaceError):
+    """The workspace that a daemon served is no longer where it was."""
+
+
 class JobError(NrvnaError, ValueError):
     """A job that cannot be run as it is: no prompt, a NUL byte, invalid UTF-8, too large."""
 
@@ -27,7 +31,7 @@ class JobNotFoundError(NrvnaError, LookupError):
 
 
 class LostRaceError(NrvnaError):
-    """Somebody else moved the job first. Never an error for a user: the caller goes on to the next job."""
+    """Somebody else moved or removed the job first. Never an error for a user: the caller goes on to the next job."""
 
 
 class LibraryError(NrvnaError, ImportError):

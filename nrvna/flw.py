@@ -11,6 +11,7 @@ from functools import partial
 
 from nrvna.errors import JobNotFoundError, WorkspaceError
 from nrvna.job import Job, JobState
+from nrvna.terminal import abandon_stdout, open_streams, printable
 from nrvna.workspace import Workspace
 
 DONE, FAILED, USAGE, NOT_READY, INTERRUPTED = 0, 1, 2, 3, 130
@@ -31,17 +32,6 @@ _SHOW_EVERY_S = 0.5
 _WARN_AFTER_S = 2.0
 
 
-def printable(text: str) -> str:
-    """Text that cannot steer a terminal: control characters but newline and tab become their pictures."""
-    return "".join(_picture(ord(char)) if ord(char) < 32 or 127 <= ord(char) < 160 else char for char in text)
-
-
-def _picture(code: int) -> str:
-    if code in (9, 10):
-        return chr(code)
-    return chr(0x2400 + code) if code < 32 else "\ufffd"
-
-
 def first_line(text: str, width: int) -> str:
     """The first line with something on it, cut to a width."""
     line = printable(next((line.strip() for line in text.splitlines() if line.strip()), "")).replace("\t", " ")
@@ -50,7 +40,7 @@ def first_line(text: str, width: int) -> str:
 
 def row(workspace: Workspace, job: Job, width: int) -> str:
     """A job on one line: id, state, the beginning of its prompt and of its answer or reason."""
-    head = f"{printable(job.id)}  {job.state:<7}  "
+    head = f"{first_line(job.id, 200)}  {job.state:<7}  "
     room = max(20, width - len(head))
     prompt = first_line(workspace.prompt(job), room * 2 // 5)
     answer = first_line(workspace.answer(job), room - len(prompt) - 3)
@@ -102,7 +92,10 @@ class Waiting:
 
     def until(self, finished: Callable[[], bool]) -> None:
         show_at, warned = _SHOW_EVERY_S, False
-        while not finished():
+        while True:
+            looked = time.monotonic()
+            if finished():
+                break
             waited = time.monotonic() - self._started
             if waited >= show_at and sys.stderr.isatty():
                 show_at = waited + _SHOW_EVERY_S
@@ -111,7 +104,8 @@ class Waiting:
                 warned = True
                 if not self._workspace.peers():
                     print(f"flw: still waiting{_hint(self._workspace)}", file=sys.stderr)
-            time.sleep(_POLL_S if waited < 10 else 4 * _POLL_S)
+            # Looking at thousands of jobs takes a while: no more than a twentieth of a core goes into it.
+            time.sleep(max(_POLL_S, 20 * (time.monotonic() - looked)))
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -140,20 +134,20 @@ def collect_all(workspace: Workspace, *, wait: bool, everything: bool) -> int:
     if not wait:
         print_list(workspace, jobs, everything=everything)
         return DONE
-    waited_for = [job.id for job in jobs if not job.is_finished]
-    pending = set(waited_for)
+    waited_for = {job.id for job in jobs if not job.is_finished}
 
-    def all_finished() -> bool:
-        pending.difference_update([job_id for job_id in pending if workspace.find(job_id).is_finished])
-        return not pending
+    def is_unfinished() -> bool:
+        return any(not job.is_finished and job.id in waited_for for job in workspace.jobs())
 
-    Waiting(workspace).until(all_finished)
-    finished = [workspace.find(job_id) for job_id in waited_for]
+    # Twice, as a job that is put back into the queue meanwhile may be missed once.
+    Waiting(workspace).until(lambda: not is_unfinished() and not is_unfinished())
+    finished = [job for job in workspace.jobs() if job.id in waited_for]
     print_list(workspace, finished, everything=True)
     return FAILED if any(job.state is JobState.FAILED for job in finished) else DONE
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     parser = argparse.ArgumentParser(
         prog="flw",
         description="List the jobs of a workspace, or print the answer of one.",
@@ -180,9 +174,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has seen enough; nothing is left to flush into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # The reader has seen enough.
+        abandon_stdout()
         return DONE
+    except OSError as error:
+        abandon_stdout()
+        print(f"flw: standard output failed: {error.strerror}", file=sys.stderr)
+        return USAGE
     return code
 
 

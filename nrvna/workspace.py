@@ -6,7 +6,7 @@
     failed/<id>/               error.txt, receipt.json      failed, with the reason
     .nrvna/                    context.txt, for every job; wake, a FIFO that tells an idle daemon of a new job
 
-The only module that names these folders and files, and the only one that renames and fsyncs. A job's files and the
+The only module that names these folders and files, and the only one that renames. A job's files and the
 folder that holds them are synced before a rename, the folder it arrives in after it: what a caller was told of
 survives a crash of the machine.
 
@@ -21,16 +21,28 @@ import heapq
 import json
 import os
 import stat
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os.path import isdir, join
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from nrvna import __version__
-from nrvna.errors import JobError, JobNotFoundError, LostRaceError, WorkspaceError
+from nrvna.errors import JobError, JobNotFoundError, LeaseLostError, LostRaceError, WorkspaceError
+from nrvna.files import (
+    append,
+    clear,
+    encode,
+    folders_in,
+    is_folder,
+    read,
+    read_object,
+    read_text,
+    remove,
+    sync,
+    write,
+)
 from nrvna.job import Job, JobState, Receipt, check_id, is_generated_id, new_id, order_of_time, timestamp
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
@@ -42,14 +54,22 @@ _LOOK_AHEAD = 256
 # A folder's mtime moves in steps of a clock tick: within this time of a change, another may not have shown.
 _MTIME_TICK_NS = 50_000_000
 _STALE_STAGING_S = 3600
+# What a daemon writes into a job's folder; anything of these names that was put there before is removed.
+_WRITTEN = ("partial.txt", "result.txt", "error.txt", "receipt.json")
+# Folders put beside their own kind under another name where theirs is taken.
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 class Claim(NamedTuple):
-    """A job that this process has claimed: nobody else will touch its folder while the lease is held."""
+    """A job that this process has claimed: nobody else will touch its folder while the lease is held.
+
+    ``crashes`` counts how often the engine died while it was at this job.
+    """
 
     id: str
     directory: str
     queued: str
+    crashes: int
 
 
 class Peer(NamedTuple):
@@ -92,7 +112,8 @@ class Workspace:
         with self._explained("make"):
             for folder in (self.path, self._input, self._processing, self._output, self._failed, self._private):
                 os.makedirs(folder, 0o700, exist_ok=True)
-            with suppress(FileExistsError):
+            # Some file systems have none; a daemon then looks by itself.
+            with suppress(OSError):
                 os.mkfifo(join(self._private, "wake"), 0o600)
 
     def check(self) -> None:
@@ -120,15 +141,15 @@ class Workspace:
         try:
             with self._explained("queue a job in"):
                 os.mkdir(staging, 0o700)
-                _write(join(staging, "prompt.txt"), data)
-                _write(join(staging, "job.json"), _json({"queued": timestamp(time.time()), "nrvna": __version__}))
-                _sync(staging)
+                write(join(staging, "prompt.txt"), data)
+                write(join(staging, "job.json"), _json({"queued": timestamp(time.time()), "nrvna": __version__}))
+                sync(staging)
                 os.rename(staging, join(self._input, job_id))
         except BaseException:
-            _remove(staging)
+            remove(staging)
             raise
         with self._explained("queue a job in"):
-            _sync(self._input)
+            sync(self._input)
         self._wake()
         return job_id
 
@@ -161,61 +182,65 @@ class Workspace:
     def find(self, job_id: str) -> Job:
         """Where the job is now. Raises JobNotFoundError if it is nowhere, or its id cannot be one."""
         check_id(job_id)
-        # In the order that jobs move, so that one which moves meanwhile is met later; twice, as it may be put back.
+        # In the order that jobs move, so that one which moves meanwhile is met later; again, as it may be put back.
         for _ in range(3):
             for folder, state in self._folders():
-                if isdir(join(folder, job_id)):
+                if is_folder(join(folder, job_id)):
                     return Job(job_id, state, join(folder, job_id))
         raise JobNotFoundError(f"no job {job_id} in {self.path}: `flw {self.path}` lists the jobs")
 
     def jobs(self) -> list[Job]:
-        """Every job, oldest first."""
+        """Every job, oldest first. Raises WorkspaceError if the folders cannot be read."""
         found: dict[str, tuple[str, Job]] = {}
-        for folder, state in self._folders():
-            for order, name in _entries(folder):
-                found[name] = (order, Job(name, state, join(folder, name)))
+        with self._explained("read"):
+            for folder, state in self._folders():
+                for order, name in _entries(folder):
+                    found[name] = (order, Job(name, state, join(folder, name)))
         return [job for _, job in sorted(found.values(), key=lambda pair: (pair[0], pair[1].id))]
 
     def newest_running(self) -> Job | None:
         """The running job that was queued last, if any runs."""
-        running = [
-            (order, Job(name, JobState.RUNNING, join(folder, name)))
-            for folder in self._daemon_folders()
-            for order, name in _entries(folder)
-        ]
+        with self._explained("read"):
+            running = [
+                (order, Job(name, JobState.RUNNING, join(folder, name)))
+                for folder in self._daemon_folders()
+                for order, name in _entries(folder)
+            ]
         return max(running, key=lambda pair: pair[0])[1] if running else None
 
     def counts(self) -> Counts:
         """How many jobs are in each state; cheaper than :meth:`jobs`."""
         number = dict.fromkeys(JobState, 0)
-        for folder, state in self._folders():
-            number[state] += sum(1 for _ in _names(folder))
+        with self._explained("read"):
+            for folder, state in self._folders():
+                number[state] += sum(1 for _ in folders_in(folder))
         return Counts(*number.values())
 
     def prompt(self, job: Job) -> str:
         """A job's prompt, as far as it can be read as text; empty if it is gone or never was."""
-        return _read_text(join(job.directory, "prompt.txt"), MAX_PROMPT_BYTES)
+        return read_text(join(job.directory, "prompt.txt"), MAX_PROMPT_BYTES)
 
     def answer(self, job: Job) -> str:
         """A done job's answer, a failed job's reason, what there is so far of a running job's answer."""
         name = {JobState.DONE: "result.txt", JobState.FAILED: "error.txt"}.get(job.state, "partial.txt")
-        return _read_text(join(job.directory, name))
+        return read_text(join(job.directory, name))
 
     def receipt(self, job: Job) -> Receipt | None:
         """A finished job's receipt, or None where there is none to read."""
         try:
-            return Receipt.from_dict(json.loads(_read(join(job.directory, "receipt.json"), MAX_CONTEXT_BYTES)))
-        except (OSError, ValueError, TypeError, JobError):
+            return Receipt.from_dict(read_object(join(job.directory, "receipt.json")))
+        except TypeError:
             return None
 
     def peers(self) -> list[Peer]:
         """The daemons that serve this workspace now."""
-        return [peer for folder in self._daemon_folders() if (peer := _living(folder))]
+        with self._explained("read"):
+            return [peer for folder in self._daemon_folders() if (peer := _living(folder))]
 
     def context(self) -> str | None:
         """The system message of every job, or None. Raises WorkspaceError if the file cannot be used."""
         try:
-            text = _read(self.context_file, MAX_CONTEXT_BYTES).decode()
+            text = read(self.context_file, MAX_CONTEXT_BYTES).decode()
         except FileNotFoundError:
             return None
         except (OSError, JobError, UnicodeDecodeError) as error:
@@ -235,7 +260,7 @@ class Workspace:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for folder in self._daemon_folders():
                 peer = _living(folder)
-                if peer and _read_object(join(folder, ".daemon.json")).get("model") != model:
+                if peer and read_object(join(folder, ".daemon.json")).get("model") != model:
                     raise WorkspaceError(
                         f"{self.path} is served already by process {peer.pid} with another model, {peer.model}: "
                         "stop that one, or give this one a workspace of its own"
@@ -243,30 +268,40 @@ class Workspace:
             return Lease(self, model)
 
     def recover(self) -> list[str]:
-        """Put the jobs of dead daemons back into the queue and return their ids."""
+        """Put the jobs of dead daemons back into the queue and return their ids.
+
+        Raises WorkspaceError if one of them could not be; the others are.
+        """
         recovered = []
+        trouble: OSError | None = None
         with self._explained("recover jobs in"):
             for folder in self._daemon_folders():
                 with _locked(folder) as won:
-                    if not won:
-                        continue
-                    for name in sorted(_names(folder)):
-                        _unlink(join(folder, name, "partial.txt"))
-                        os.rename(join(folder, name), join(self._input, name))
-                        recovered.append(name)
-                    if recovered:
-                        _sync(self._input)
-                    _remove(folder)
+                    for name in sorted(folders_in(folder)) if won else ():
+                        try:
+                            clear(join(folder, name, "partial.txt"))
+                            recovered.append(_move(join(folder, name), self._input, name))
+                        except OSError as error:
+                            trouble = error
+                    if won and not any(folders_in(folder)):
+                        remove(folder)
+            if recovered:
+                sync(self._input)
             self._sweep_staging()
+            if trouble:
+                raise trouble
         return recovered
 
     def _sweep_staging(self) -> None:
         """Remove what was killed half-way through being made: jobs whose id was never printed, unborn daemons."""
         for folder in (self._input, self._processing):
             for entry in os.scandir(folder):
+                made_here = entry.name.startswith(".") and (
+                    folder == self._processing or is_generated_id(entry.name.removeprefix("."))
+                )
                 with suppress(OSError):
-                    if entry.name.startswith(".") and time.time() - entry.stat().st_mtime > _STALE_STAGING_S:
-                        _remove(entry.path)
+                    if made_here and time.time() - entry.stat().st_mtime > _STALE_STAGING_S:
+                        remove(entry.path)
 
     def _folders(self) -> Iterator[tuple[str, JobState]]:
         yield self._input, JobState.QUEUED
@@ -276,7 +311,7 @@ class Workspace:
         yield self._failed, JobState.FAILED
 
     def _daemon_folders(self) -> list[str]:
-        return [join(self._processing, name) for name in _names(self._processing)]
+        return [join(self._processing, name) for name in folders_in(self._processing)]
 
     @contextmanager
     def _explained(self, verb: str) -> Iterator[None]:
@@ -306,7 +341,7 @@ class Lease:
         os.mkdir(staging, 0o700)
         self._lock = os.open(join(staging, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _write(join(staging, ".daemon.json"), _json(self._about))
+        write(join(staging, ".daemon.json"), _json(self._about))
         os.rename(staging, self._folder)
 
     def announce_ready(self) -> None:
@@ -314,11 +349,15 @@ class Lease:
         self._about["ready"] = True
         staging = join(self._folder, ".daemon.json.new")
         with self._workspace._explained("serve"):
-            _write(staging, _json(self._about))
+            write(staging, _json(self._about))
             os.rename(staging, join(self._folder, ".daemon.json"))
 
     def claim(self) -> Claim | None:
-        """The next job of the queue, or None if none is waiting. Raises WorkspaceError if it cannot be read."""
+        """The next job of the queue, or None if none is waiting.
+
+        Raises WorkspaceError if there may be one that cannot be claimed, LeaseLostError if nothing can be any more.
+        """
+        trouble: OSError | None = None
         with self._workspace._explained("claim a job in"):
             if not self._next:
                 self._scan()
@@ -328,6 +367,14 @@ class Lease:
                     return self._take(name)
                 except LostRaceError:
                     continue
+                except OSError as error:
+                    # Its turn comes again: the reason may go away, and the others need not wait for that.
+                    self._unsettled = True
+                    trouble = error
+            if not is_folder(self._folder):
+                raise LeaseLostError(f"{self._workspace.path} was moved or replaced while it was being served")
+            if trouble:
+                raise trouble
         return None
 
     def _scan(self) -> None:
@@ -340,22 +387,38 @@ class Lease:
         self._next.extend(name for _, name in heapq.nsmallest(_LOOK_AHEAD, _entries(self._input)))
 
     def _take(self, name: str) -> Claim:
-        """Raises LostRaceError if it is gone, or not to be taken yet."""
-        origin, target = join(self._input, name), join(self._folder, name)
+        """Raises LostRaceError if it is gone, or not to be taken yet, and OSError."""
+        origin = join(self._input, name)
         try:
             if not os.path.exists(join(origin, "job.json")) and not _settled(origin):
                 self._unsettled = True
                 raise LostRaceError(name)
-            queued = _read_object(join(origin, "job.json")).get("queued") or timestamp(os.stat(origin).st_mtime)
-            os.rename(origin, target)
+            own = self._own_name(name)
+            queued = read_object(join(origin, "job.json")).get("queued")
+            if not _is_timestamp(queued):
+                queued = timestamp(os.stat(origin).st_mtime)
+            os.rename(origin, join(self._folder, own))
         except FileNotFoundError:
             raise LostRaceError(name) from None
-        return Claim(name, target, str(queued))
+        directory = join(self._folder, own)
+        for leftover in _WRITTEN:
+            clear(join(directory, leftover))
+        counted = read_text(join(directory, "crashes"), 10).strip()
+        return Claim(own, directory, queued, int(counted) if counted.isascii() and counted.isdecimal() else 0)
+
+    def _own_name(self, name: str) -> str:
+        """The name itself; another where it cannot be an id, or is that of a job which has run already."""
+        try:
+            check_id(name)
+        except JobNotFoundError:
+            return new_id()
+        finished = (self._workspace._output, self._workspace._failed)
+        return _other(name) if any(is_folder(join(folder, name)) for folder in finished) else name
 
     def prompt(self, claim: Claim) -> str:
         """The claimed job's prompt. Raises JobError, with the reason, if it can never run."""
         try:
-            data = _read(join(claim.directory, "prompt.txt"), MAX_PROMPT_BYTES)
+            data = read(join(claim.directory, "prompt.txt"), MAX_PROMPT_BYTES)
         except FileNotFoundError:
             raise JobError("the job's folder holds no prompt.txt") from None
         except OSError as error:
@@ -366,11 +429,14 @@ class Lease:
 
     def append_partial(self, claim: Claim, text: str) -> None:
         """Show a running job's answer as it grows; nothing depends on it."""
-        with suppress(OSError), open(join(claim.directory, "partial.txt"), "ab") as file:
-            file.write(text.encode())
+        with suppress(OSError):
+            append(join(claim.directory, "partial.txt"), text.encode())
 
     def finish(self, claim: Claim, answer: str, receipt: Receipt) -> None:
-        """File the answer under output/. Raises WorkspaceError if it cannot be written; the claim then stands."""
+        """File the answer under output/. Raises WorkspaceError if it cannot be written; the claim then stands.
+
+        Raises LostRaceError if somebody removed the job's folder: there is nothing left to file.
+        """
         self._file(claim, "result.txt", answer, receipt, self._workspace._output)
 
     def fail(self, claim: Claim, reason: str, receipt: Receipt) -> None:
@@ -379,40 +445,35 @@ class Lease:
 
     def _file(self, claim: Claim, name: str, text: str, receipt: Receipt, target: str) -> None:
         with self._workspace._explained("write a result to"):
-            for leftover in ("partial.txt", "crashes"):
-                _unlink(join(claim.directory, leftover))
-            _write(join(claim.directory, name), _encode(text))
-            _write(join(claim.directory, "receipt.json"), _encode(receipt.to_json()))
-            _sync(claim.directory)
-            try:
-                os.rename(claim.directory, join(target, claim.id))
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                # It ran twice, after a crash or by hand; the first result stands and never changes.
-                _remove(claim.directory)
-            _sync(target)
-            _sync(self._folder)
+            if not is_folder(claim.directory):
+                raise LostRaceError(f"the folder of {claim.id} was removed while it was being answered")
+            for leftover in (*_WRITTEN, "crashes"):
+                clear(join(claim.directory, leftover))
+            write(join(claim.directory, name), encode(text))
+            write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
+            sync(claim.directory)
+            _move(claim.directory, target, claim.id)
+            sync(target)
+            sync(self._folder)
 
     def requeue(self, claim: Claim) -> None:
         """Put a claimed job back where it was in the queue."""
         with self._workspace._explained("put a job back in"):
-            _unlink(join(claim.directory, "partial.txt"))
-            os.rename(claim.directory, join(self._input, claim.id))
-            _sync(self._input)
+            clear(join(claim.directory, "partial.txt"))
+            _move(claim.directory, self._input, claim.id)
+            sync(self._input)
+            self._unsettled = True
 
-    def record_crash(self, claim: Claim) -> int:
-        """Count, durably, that the engine died while it had this job; returns how often that was."""
+    def record_crash(self, claim: Claim) -> Claim:
+        """Count, durably, that the engine died while it was at this job."""
         with self._workspace._explained("write to"):
-            counted = _read_text(join(claim.directory, "crashes"), 100).strip()
-            crashes = (int(counted) if counted.isdigit() else 0) + 1
-            _write(join(claim.directory, "crashes"), f"{crashes}\n".encode())
-            return crashes
+            write(join(claim.directory, "crashes"), f"{claim.crashes + 1}\n".encode())
+        return claim._replace(crashes=claim.crashes + 1)
 
     def close(self) -> None:
         """Give the lease up. Jobs still claimed stay behind for :meth:`Workspace.recover`."""
-        if not any(_names(self._folder)):
-            _remove(self._folder)
+        if not any(folders_in(self._folder)):
+            remove(self._folder)
         os.close(self._lock)
 
 
@@ -431,20 +492,9 @@ def check_prompt(data: bytes) -> bytes:
     return data
 
 
-def _names(folder: str) -> Iterator[str]:
-    """The names of the folders in a folder, but for hidden ones; none if it is gone."""
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
-                    yield entry.name
-    except FileNotFoundError:
-        return
-
-
 def _entries(folder: str) -> Iterator[tuple[str, str]]:
     """The jobs of a folder, each with what orders it: the time in its id, or its folder's time if made by hand."""
-    for name in _names(folder):
+    for name in folders_in(folder):
         if is_generated_id(name):
             yield name, name
             continue
@@ -452,31 +502,57 @@ def _entries(folder: str) -> Iterator[tuple[str, str]]:
             yield order_of_time(os.stat(join(folder, name)).st_mtime_ns // 1000), name
 
 
+def _move(origin: str, target: str, name: str) -> str:
+    """Rename a job's folder into another folder, replacing nothing; returns the name it got there."""
+    try:
+        os.rename(origin, join(target, name))
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        name = _other(name)
+        os.rename(origin, join(target, name))
+    return name
+
+
+def _other(name: str) -> str:
+    """A name like this one that nobody has."""
+    return f"{name}-{os.urandom(3).hex()}"
+
+
+def _is_timestamp(queued: object) -> TypeGuard[str]:
+    return isinstance(queued, str) and queued.isascii() and queued.isprintable() and len(queued) <= 40
+
+
 def _settled(folder: str) -> bool:
+    """Whether nobody has written to it for a while. A time in the future came with a copy and says nothing."""
     newest = os.stat(folder).st_mtime
     with suppress(FileNotFoundError):
         newest = max(newest, os.lstat(join(folder, "prompt.txt")).st_mtime)
-    return time.time() - newest > SETTLE_S
+    return abs(time.time() - newest) > SETTLE_S
 
 
 def _living(folder: str) -> Peer | None:
     """The daemon of that folder, if it holds its lock."""
     with _locked(folder, fcntl.LOCK_SH) as dead:
-        about = {} if dead else _read_object(join(folder, ".daemon.json"))
+        about = {} if dead else read_object(join(folder, ".daemon.json"))
     if not about:
         return None
-    model = about.get("model")
+    model, pid = about.get("model"), about.get("pid")
     path = model.get("path", "?") if isinstance(model, dict) else "?"
-    return Peer(int(about.get("pid", 0)), str(path), bool(about.get("ready")))
+    return Peer(pid if isinstance(pid, int) else 0, str(path), bool(about.get("ready")))
 
 
 @contextmanager
 def _locked(folder: str, kind: int = fcntl.LOCK_EX) -> Iterator[bool]:
     """Whether the daemon's lock in that folder could be taken, which it can if the daemon is dead."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    # Who only looks makes no lock: it may not be allowed to.
+    flags |= os.O_RDONLY if kind == fcntl.LOCK_SH else os.O_RDWR | os.O_CREAT
     try:
-        descriptor = os.open(join(folder, ".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(join(folder, ".lock"), flags, 0o600)
     except FileNotFoundError:
-        yield False
+        # No daemon ever held it, or the folder itself is gone.
+        yield kind == fcntl.LOCK_SH
         return
     try:
         won = True
@@ -489,70 +565,5 @@ def _locked(folder: str, kind: int = fcntl.LOCK_EX) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _read(path: str, limit: int) -> bytes:
-    """A regular file's content, no link followed. Raises OSError, or JobError if it is no file or too large."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise JobError(f"{os.path.basename(path)} is no regular file")
-        if about.st_size > limit:
-            raise JobError(f"{os.path.basename(path)} has {about.st_size} bytes, more than the {limit} allowed")
-        return file.read(about.st_size)
-
-
-def _read_text(path: str, limit: int = sys.maxsize) -> str:
-    """For showing: what can be read of a file as text, empty if it cannot be."""
-    try:
-        return _read(path, limit).decode("utf-8", "replace")
-    except (OSError, JobError):
-        return ""
-
-
-def _read_object(path: str) -> dict[str, Any]:
-    """A JSON object from a file, empty if there is none."""
-    try:
-        content = json.loads(_read(path, MAX_CONTEXT_BYTES))
-    except (OSError, ValueError, JobError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, ensure_ascii=False) + "\n").encode()
-
-
-def _encode(text: str) -> bytes:
-    """UTF-8, also of a job's name that is none; what that cannot hold becomes an escape, which JSON reads back."""
-    return text.encode(errors="backslashreplace")
-
-
-def _write(path: str, data: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: str) -> None:
-    """Wait until a folder's entries are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _unlink(path: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-
-
-def _remove(folder: str) -> None:
-    """Remove a folder and what is in it, as far as it goes."""
-    # Imported here: it takes a tenth of the time that wrk has, which has nothing to remove.
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+    return (json.dumps(content) + "\n").encode()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import sys
+import termios
 from functools import partial
 
 from nrvna.errors import JobError, WorkspaceError
-from nrvna.workspace import Workspace
+from nrvna.terminal import abandon_stdout, open_streams
+from nrvna.workspace import MAX_PROMPT_BYTES, Workspace
 
 EPILOG = """\
 examples:
@@ -30,7 +33,22 @@ def compose_prompt(words: list[str], piped: bytes | None) -> bytes:
     return b"\n\n".join(parts)
 
 
+def read_piped() -> bytes:
+    """All of standard input, or just more than a prompt may have."""
+    return sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+
+
+def pipe_is_waiting() -> bool:
+    """Whether somebody wrote to standard input through a pipe."""
+    try:
+        waiting = fcntl.ioctl(sys.stdin.fileno(), termios.FIONREAD, b"\0" * 4)
+        return not sys.stdin.isatty() and int.from_bytes(waiting, sys.byteorder) > 0
+    except (OSError, ValueError):
+        return False
+
+
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     parser = argparse.ArgumentParser(
         prog="wrk",
         description="Queue a prompt in a workspace and print the job's id. A daemon (nrvnad) answers it.",
@@ -54,11 +72,14 @@ def main(argv: list[str] | None = None) -> int:
         except WorkspaceError as error:
             parser.exit(2, f"wrk: {error}\n")
         piped = None
-        if words[-1:] == ["-"] or (not words and sys.stdin is not None and not sys.stdin.isatty()):
+        if words[-1:] == ["-"] or (not words and not sys.stdin.isatty()):
             words = words[:-1]
-            piped = sys.stdin.buffer.read()
-        if not words and piped is None:
+            piped = read_piped()
+        elif not words:
             parser.exit(2, "wrk: no prompt: name one after the workspace, or pipe one in\n")
+        elif pipe_is_waiting():
+            # In a shell's loop it is the loop's: it is left alone, but not without a word.
+            print("wrk: standard input is not part of this prompt; a last - would put it there", file=sys.stderr)
         job_id = workspace.submit(compose_prompt(words, piped))
     except JobError as error:
         parser.exit(2, f"wrk: {error}\n")
@@ -66,7 +87,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.exit(1, f"wrk: {error}\n")
     except KeyboardInterrupt:
         return 130
-    print(job_id, flush=True)
+    try:
+        print(job_id, flush=True)
+    except OSError as error:
+        abandon_stdout()
+        parser.exit(1, f"wrk: {job_id} is queued, but standard output failed: {error.strerror}\n")
     if sys.stderr.isatty():
         encouragement = f"queued; collect the answer with: flw -w {options.workspace} {job_id}"
         if not workspace.peers():

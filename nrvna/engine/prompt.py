@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NoReturn
 
 import jinja2
@@ -35,19 +36,41 @@ class PromptEncoder:
         self._bos = model.piece(model.bos, special=True).decode() if model.bos is not None else ""
         self._eos = model.piece(model.eos, special=True).decode() if model.eos is not None else ""
         self.source = self._choose()
+        self._folds_system = self._refuses_system()
 
-    def encode(self, prompt: str, system: str | None = None) -> list[int]:
-        """The tokens that ask the model for its answer.
+    def encode(self, prompt: str, system: str | None = None, *, context: int) -> list[int]:
+        """The tokens that ask the model for its answer, fewer than ``context``, which holds the answer too.
 
-        Raises TemplateError if the template refuses the messages, JobError if text that names control tokens cannot
-        be told from the template's own.
+        Raises JobError if they are more, or if text that names control tokens cannot be told from the template's own,
+        and TemplateError if the template refuses the messages.
         """
         messages = [("system", system)] if system else []
+        if system and self._folds_system:
+            prompt, messages = f"{system}\n\n{prompt}", []
         messages.append(("user", prompt))
         rendered = self._without_bos(self._render(messages))
-        if not any(self._names_special(content) for _, content in messages):
-            return self._model.tokenize(rendered, parse_special=True)
-        return self._encode_apart(rendered, messages)
+        self._check_length(len(rendered.encode()) // self._longest_piece, context, "at least ")
+        tokens = self._model.tokenize(rendered, parse_special=True)
+        self._check_length(len(tokens), context)
+        if any(self._names_special(content) for _, content in messages):
+            tokens = self._encode_apart(rendered, messages)
+            self._check_length(len(tokens), context)
+        if not tokens:
+            raise JobError("the prompt makes no tokens")
+        return tokens
+
+    @staticmethod
+    def _check_length(tokens: int, context: int, about: str = "") -> None:
+        if tokens >= context:
+            raise JobError(
+                f"the prompt has {about}{tokens} tokens, but the context holds {context} with the answer: "
+                "shorten it, or start nrvnad with a larger NRVNA_CTX"
+            )
+
+    @cached_property
+    def _longest_piece(self) -> int:
+        """Bytes of the longest token: so many megabytes are refused at once that would take minutes to tokenise."""
+        return max(len(self._model.piece(token, special=True)) for token in range(self._model.n_vocab))
 
     def _choose(self) -> str:
         trial = (("user", "hello"),)
@@ -68,6 +91,14 @@ class PromptEncoder:
             log.warning("%s: prompts go to the model as plain text", error)
             return "none"
 
+    def _refuses_system(self) -> bool:
+        try:
+            self._render((("system", "a"), ("user", "b")))
+            return False
+        except TemplateError as error:
+            log.info("a context goes at the head of the prompt, as the template takes no system message: %s", error)
+            return True
+
     def _render(self, messages: Messages) -> str:
         if self.source == "model":
             return self._render_jinja(messages)
@@ -84,7 +115,8 @@ class PromptEncoder:
                 bos_token=self._bos,
                 eos_token=self._eos,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except Exception as error:
+            # A template is a program of somebody else's: it may fail with anything.
             raise TemplateError(f"the model's chat template failed: {error}") from error
 
     def _without_bos(self, rendered: str) -> str:

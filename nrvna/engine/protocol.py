@@ -6,7 +6,8 @@ From the engine, one key each:
     {"loading": 0.4}                      part of the model read
     {"ready": {...}}                      the shape it chose, in ``Ready``'s fields
     {"fatal": "reason"}                   it cannot start; it ends
-    {"started": id}                       the first decode of this job is next
+    {"begins": id}                        the engine is at this job from now on, first to turn it into tokens
+    {"waits": id}                         it is not at it any more: the job waits in it for a slot, then begins again
     {"text": {id: "new text", ...}}       what a step added
     {"done": id, "answer": "...", "receipt": {...}}
     {"refused": id, "reason": "..."}      the job can never be answered

@@ -11,6 +11,7 @@ from nrvna.config import Config, Sampling
 from nrvna.engine.machine import available_memory, physical_cores
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.scheduler import Chunk
+from nrvna.errors import ModelLoadError, SettingError
 from nrvna.llama import PENALTY_WINDOW, Batch, Context, Library, Model, Sampler, load_library
 
 log = logging.getLogger("nrvna.engine")
@@ -21,6 +22,7 @@ AUTO_CONTEXT = 4096
 AUTO_SLOTS = 8
 # The part of the memory there is that weights and KV cache may take together where slots are chosen automatically.
 _MEMORY_SHARE = 0.7
+_MAX_CELLS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class Shape:
 
 
 def choose_shape(model: Model, weights: int, config: Config) -> Shape:
-    """The shape asked for, or what suits the model and the memory there is. ``weights`` is their size in bytes."""
+    """The shape asked for, or what suits the model and the memory there is. ``weights`` is their size in bytes.
+
+    Raises SettingError if NRVNA_CTX and NRVNA_PARALLEL are too large together.
+    """
     trained = model.n_ctx_train or AUTO_CONTEXT
     context = config.ctx or min(trained, AUTO_CONTEXT)
     if context > trained:
@@ -42,6 +47,8 @@ def choose_shape(model: Model, weights: int, config: Config) -> Shape:
     per_slot = model.kv_cache_bytes(context)
     room = int(available_memory() * _MEMORY_SHARE) - weights
     slots = config.parallel or max(1, min(AUTO_SLOTS, room // max(1, per_slot)))
+    if context * slots >= _MAX_CELLS:
+        raise SettingError(f"{slots} jobs of {context} tokens are more than llama.cpp counts: lower NRVNA_CTX")
     return Shape(slots, context, config.threads or physical_cores(), slots * per_slot)
 
 
@@ -55,6 +62,8 @@ class Runner:
         library = load_library(Path(config.llama_dir) if config.llama_dir else None)
         self.build = library.build
         self.model = Model(path, gpu_layers=config.gpu_layers, progress=progress)
+        if not self.model.is_generative:
+            raise ModelLoadError(f"{path} is an encoder: it does not continue a text")
         self.prompts = PromptEncoder(self.model)
         shape = choose_shape(self.model, self.model.size_bytes, config)
         self._context = Context(

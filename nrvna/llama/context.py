@@ -95,6 +95,8 @@ class Context(Handle):
             params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self.model = model
+        if model.is_vocab_only:
+            raise ContextError(f"{model.path.name} was loaded for its vocabulary alone: it cannot decode")
         with library.complaints() as complaints:
             pointer = lib.llama_init_from_model(model.pointer, params)
         if not pointer:

@@ -92,7 +92,7 @@ def find_build(root: Path | None = None) -> Build:
     """
     root = root or builds_root()
     own = Build.read(root)
-    folders = [root] if own else sorted(root.glob("*-*")) if root.is_dir() else []
+    folders = [root] if own else sorted(root.glob("[!.]*-*")) if root.is_dir() else []
     builds = [build for folder in folders if (build := Build.read(folder))]
     if not builds:
         raise LibraryError(f"llama.cpp is not built: nothing in {root}; build it with: {BUILD_COMMAND}")

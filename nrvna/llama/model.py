@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -54,14 +55,13 @@ class Model(Handle):
         params.progress_callback = library.lib.nrvna_on_progress
         params.progress_callback_user_data = handle
         with library.complaints() as complaints:
-            pointer = library.lib.llama_model_load_from_file(str(self.path).encode(), params)
+            pointer = library.lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if reporter.error is not None:
             raise reporter.error
         if not pointer:
             raise _load_error(self.path, complaints)
         super().__init__(library, pointer, library.lib.llama_model_free)
-        self._vocab = self._lib.llama_model_get_vocab(pointer)
-        self._vocab_only = vocab_only
+        self.is_vocab_only = vocab_only
         # What must be freed before the weights are.
         self.dependents: WeakSet[Handle] = WeakSet()
 
@@ -141,6 +141,10 @@ class Model(Handle):
     # The vocabulary.
 
     @property
+    def _vocab(self) -> Any:
+        return self._lib.llama_model_get_vocab(self.pointer)
+
+    @property
     def n_vocab(self) -> int:
         return int(self._lib.llama_vocab_n_tokens(self._vocab))
 
@@ -176,7 +180,6 @@ class Model(Handle):
         Raises TokenizeError if llama.cpp cannot.
         """
         data = text.encode()
-        self.pointer  # noqa: B018 - raises if closed
         room = len(data) + 8
         while True:
             tokens = self._ffi.new("llama_token[]", room)
@@ -260,7 +263,6 @@ class Model(Handle):
             room = length + 1
 
     def _check_token(self, token: int) -> None:
-        self.pointer  # noqa: B018 - raises if closed
         if not 0 <= token < self.n_vocab:
             raise TokenizeError(f"{token} is no token of {self.path.name}: ids go from 0 to {self.n_vocab - 1}")
 

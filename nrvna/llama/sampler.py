@@ -65,5 +65,9 @@ class Sampler(Handle):
         """Choose a token from the logits at that index of the last batch.
 
         The token is accepted already: accepting it again would count it twice.
+        Raises IndexError if no logits were asked for there.
         """
+        if not self._lib.llama_get_logits_ith(context.pointer, index):
+            # llama.cpp would abort the process.
+            raise IndexError(f"the last batch has no logits at index {index}")
         return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, index))

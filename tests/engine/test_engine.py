@@ -91,10 +91,11 @@ def test_an_unset_seed_is_drawn_and_its_receipt_makes_the_answer_again(runner: R
 def test_the_receipt_tells_what_happened(runner: Runner) -> None:
     _, receipt = run(runner, [request("a", "Say hello.", replace(GREEDY, predict=3))])["a"]
     assert (receipt.id, receipt.finish_reason, receipt.generated_tokens) == ("a", "length", 3)
-    assert receipt.prompt_tokens == len(runner.prompts.encode("Say hello."))
+    assert receipt.prompt_tokens == len(runner.prompts.encode("Say hello.", context=512))
     assert receipt.started and receipt.first_token
     assert receipt.queued < receipt.started <= receipt.first_token <= receipt.finished
     assert receipt.tokens_per_second and receipt.tokens_per_second > 0
+    assert receipt.sampling is not None
     assert receipt.sampling == {
         "temp": 0.0,
         "top_k": 40,
@@ -128,7 +129,7 @@ def test_an_answer_that_fills_the_context_says_so(model_file: Path) -> None:
 def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(runner: Runner) -> None:
     engine = Engine(runner, {})
     prompt = "word " * 600
-    tokens = len(runner.prompts.encode(prompt))
+    tokens = len(runner.prompts.encode(prompt, context=10_000))
     with pytest.raises(JobError, match=rf"the prompt has {tokens} tokens, but the context holds 512 .*NRVNA_CTX"):
         engine.add(request("a", prompt))
     assert engine.is_idle

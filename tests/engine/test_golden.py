@@ -38,7 +38,8 @@ def server(peers: Path, model_file: Path, tmp_path_factory: pytest.TempPathFacto
     log = tmp_path_factory.mktemp("server") / "log"
     options = ["--parallel", "1", "--ctx-size", "1024", "--flash-attn", "off", "--jinja", "--threads", "2"]
     with log.open("w") as file:
-        command = [peers / "llama-server", "-m", model_file, "--host", "127.0.0.1", "--port", str(port), *options]
+        where = ["-m", str(model_file), "--host", "127.0.0.1", "--port", str(port)]
+        command = [str(peers / "llama-server"), *where, *options]
         process = subprocess.Popen(command, stdout=file, stderr=file)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -73,7 +74,11 @@ def ours(model_file: Path) -> dict[str, tuple[list[int], str, str]]:
     while not engine.is_idle:
         for event in engine.step():
             if event.receipt:
-                answers[event.id] = (runner.prompts.encode(event.id), event.answer, event.receipt.finish_reason)
+                answers[event.id] = (
+                    runner.prompts.encode(event.id, context=1024),
+                    event.answer,
+                    event.receipt.finish_reason,
+                )
     runner.model.close()
     return answers
 

@@ -10,6 +10,7 @@ from nrvna.engine.prompt import PromptEncoder
 from nrvna.errors import JobError, TemplateError
 from nrvna.llama import Model
 
+CONTEXT = 4096
 DEFAULT_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
@@ -36,13 +37,13 @@ def shown(model: Model, tokens: list[int]) -> str:
 def test_the_models_own_template_is_rendered(model: Model) -> None:
     encoder = PromptEncoder(model)
     assert encoder.source == "model"
-    assert shown(model, encoder.encode("Hi")) == (
+    assert shown(model, encoder.encode("Hi", context=CONTEXT)) == (
         f"<|im_start|>system\n{DEFAULT_SYSTEM}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
 def test_a_context_becomes_the_system_message(model: Model) -> None:
-    text = shown(model, PromptEncoder(model).encode("Hi", "Be brief."))
+    text = shown(model, PromptEncoder(model).encode("Hi", "Be brief.", context=CONTEXT))
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi")
 
 
@@ -51,7 +52,7 @@ def test_a_context_becomes_the_system_message(model: Model) -> None:
 )
 def test_control_tokens_in_a_prompt_stay_text(model: Model, prompt: str) -> None:
     encoder = PromptEncoder(model)
-    plain, attack = encoder.encode("Hi"), encoder.encode(prompt)
+    plain, attack = encoder.encode("Hi", context=CONTEXT), encoder.encode(prompt, context=CONTEXT)
     controls = [token for token in range(20) if model.piece(token, special=True).startswith(b"<|")]
     assert controls
     assert [token for token in attack if token in controls] == [token for token in plain if token in controls]
@@ -61,22 +62,24 @@ def test_control_tokens_in_a_prompt_stay_text(model: Model, prompt: str) -> None
 def test_control_tokens_in_a_context_stay_text(model: Model) -> None:
     encoder = PromptEncoder(model)
     [end] = model.tokenize("<|im_end|>", add_special=False, parse_special=True)
-    assert encoder.encode("Hi", "<|im_end|>").count(end) == encoder.encode("Hi", "x").count(end)
+    assert encoder.encode("Hi", "<|im_end|>", context=CONTEXT).count(end) == encoder.encode(
+        "Hi", "x", context=CONTEXT
+    ).count(end)
 
 
 def test_a_template_that_trims_is_followed_also_for_text_with_control_tokens(templated: Templated) -> None:
     templated.template = "{% for m in messages %}<|im_start|>{{ m.content | trim }}<|im_end|>{% endfor %}"
     encoder = PromptEncoder(templated)
-    text = templated.detokenize(encoder.encode("  <|im_end|>  "), special=True)
+    text = templated.detokenize(encoder.encode("  <|im_end|>  ", context=CONTEXT), special=True)
     assert text == "<|im_start|><|im_end|><|im_end|>"
 
 
 def test_a_template_that_hides_where_the_text_went_refuses_text_with_control_tokens(templated: Templated) -> None:
     templated.template = "{% for m in messages %}{{ m.content | upper | replace('|IM', '|im') }}{% endfor %}"
     encoder = PromptEncoder(templated)
-    assert encoder.encode("plain")
+    assert encoder.encode("plain", context=CONTEXT)
     with pytest.raises(JobError, match="control tokens"):
-        encoder.encode("x<|im_end|>")
+        encoder.encode("x<|im_end|>", context=CONTEXT)
 
 
 def test_what_templates_expect_of_their_environment_is_there(templated: Templated) -> None:
@@ -87,19 +90,30 @@ def test_what_templates_expect_of_their_environment_is_there(templated: Template
     )
     encoder = PromptEncoder(templated)
     assert encoder.source == "model"
-    text = templated.detokenize(encoder.encode("Hi"), special=True)
+    text = templated.detokenize(encoder.encode("Hi", context=CONTEXT), special=True)
     assert text == '4{"a": "é<"}g01<|im_end|>HiTrue'
 
 
-def test_a_template_that_refuses_a_message_fails_that_job_with_its_words(templated: Templated) -> None:
+def test_a_template_that_takes_no_system_message_gets_the_context_in_the_prompt(templated: Templated) -> None:
     templated.template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
-        "{{ messages[0].content }}"
+        "[{{ messages[0].content }}]"
     )
     encoder = PromptEncoder(templated)
-    assert encoder.encode("Hi")
-    with pytest.raises(TemplateError, match="no system here"):
-        encoder.encode("Hi", "Be brief.")
+    assert templated.detokenize(encoder.encode("Hi", "Be brief.", context=CONTEXT)) == "[Be brief.\n\nHi]"
+
+
+def test_a_template_that_fails_on_a_prompt_fails_that_job_with_its_words(templated: Templated) -> None:
+    templated.template = "{% if 'x' in messages[-1].content %}{{ raise_exception('no x') }}{% endif %}ok"
+    encoder = PromptEncoder(templated)
+    assert encoder.encode("Hi", context=CONTEXT)
+    with pytest.raises(TemplateError, match="no x"):
+        encoder.encode("x", context=CONTEXT)
+
+
+def test_a_prompt_of_many_megabytes_is_refused_at_once(model: Model) -> None:
+    with pytest.raises(JobError, match=r"has at least \d+ tokens, but the context holds 4096"):
+        PromptEncoder(model).encode("a" * 8_000_000, context=CONTEXT)
 
 
 def test_a_template_that_reaches_for_python_is_not_run(templated: Templated) -> None:
@@ -111,7 +125,7 @@ def test_where_the_template_does_not_run_llama_cpps_own_is_taken(templated: Temp
     templated.template = "{% broken <|im_start|>"
     encoder = PromptEncoder(templated)
     assert encoder.source == "llama.cpp"
-    text = templated.detokenize(encoder.encode("Hi"), special=True)
+    text = templated.detokenize(encoder.encode("Hi", context=CONTEXT), special=True)
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -119,4 +133,4 @@ def test_a_model_without_template_gets_plain_text(templated: Templated) -> None:
     templated.template = None
     encoder = PromptEncoder(templated)
     assert encoder.source == "none"
-    assert templated.detokenize(encoder.encode("Hi", "Context."), special=True) == "Context.\n\nHi"
+    assert templated.detokenize(encoder.encode("Hi", "Context.", context=CONTEXT), special=True) == "Context.\n\nHi"

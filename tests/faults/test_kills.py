@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from processes import DaemonProcess, until
 
 from nrvna.job import JobState
@@ -74,23 +77,82 @@ def test_the_daemon_survives_the_engines_death(start_daemon: StartDaemon, worksp
     assert "Traceback" not in daemon.log
 
 
-def test_a_job_that_kills_the_engine_again_and_again_is_set_aside(
+def kill_engine_at_work(daemon: DaemonProcess, workspace: Workspace) -> None:
+    """Kill the engine while it answers, and wait until the daemon has put the jobs back."""
+    processing = Path(workspace.path) / "processing"
+    until(lambda: any(processing.glob("*/*/partial.txt")), "a first token")
+    os.kill(daemon.engine_pid(), signal.SIGABRT)
+    until(lambda: not any(processing.glob("*/*/partial.txt")), "the daemon's notice")
+
+
+def test_a_job_that_kills_the_engine_again_and_again_is_set_aside_and_its_neighbours_are_not(
     start_daemon: StartDaemon, workspace: Workspace
 ) -> None:
-    daemon = start_daemon(workspace.path, *SMALL, "--predict", "400")
-    job_id = workspace.submit("Write a long story.")
-    processing = Path(workspace.path) / "processing"
+    daemon = start_daemon(workspace.path, *SMALL, "--predict", "150")
+    killer = workspace.submit("Write a long story.")
+    others = [workspace.submit(f"Describe the number {number}.") for number in range(5)]
+    # The first death hits everybody at work; after it they run alone, the oldest first: that is the killer.
     for _ in range(3):
-        until(lambda: any(processing.glob("*/*/partial.txt")), "a first token")
-        os.kill(daemon.engine_pid(), signal.SIGABRT)
-        until(lambda: not any(processing.glob("*/*/partial.txt")), "the job's return")
-    assert daemon.log.count("the engine ended with signal SIGABRT while it answered 1 jobs; starting another") == 3
-    until(lambda: workspace.find(job_id).is_finished, "the verdict")
-    job = workspace.find(job_id)
-    assert job.state is JobState.FAILED
-    assert workspace.answer(job) == "the engine died 3 times while it answered this job, last with signal SIGABRT\n"
-    after = workspace.submit("Say yes.")
-    until(lambda: workspace.find(after).state is JobState.DONE, "the next answer")
+        kill_engine_at_work(daemon, workspace)
+    until(lambda: states(workspace, [killer, *others]) <= {JobState.DONE, JobState.FAILED}, "the verdict")
+    assert workspace.answer(workspace.find(killer)) == (
+        "the engine died 3 times while it was at this job, last with signal SIGABRT\n"
+    )
+    assert states(workspace, others) == {JobState.DONE}
+    assert "Traceback" not in daemon.log
+
+
+def test_an_engine_that_cannot_start_again_is_tried_again_until_it_can(
+    start_daemon: StartDaemon, workspace: Workspace, model_file: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.gguf"
+    model.symlink_to(model_file)
+    daemon = start_daemon(workspace.path, *SMALL, model=model)
+    model.unlink()
+    os.kill(daemon.engine_pid(), signal.SIGKILL)
+    daemon.wait_log("the engine cannot start: no model file")
+    assert daemon.process.poll() is None
+    job_id = workspace.submit("Say yes.")
+    model.symlink_to(model_file)
+    until(lambda: workspace.find(job_id).state is JobState.DONE, "the answer")
+
+
+def test_an_engine_that_hangs_does_not_keep_the_daemon_from_ending(
+    start_daemon: StartDaemon, workspace: Workspace
+) -> None:
+    daemon = start_daemon(workspace.path, *SMALL)
+    os.kill(daemon.engine_pid(), signal.SIGSTOP)
+    job_id = workspace.submit("word " * 200_000)
+    until(lambda: workspace.find(job_id).state is JobState.RUNNING, "the claim")
+    assert daemon.stop() == 0
+    assert workspace.find(job_id).state is JobState.QUEUED
+
+
+def test_a_full_disk_loses_nothing(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "none", small], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        workspace = Workspace(small / "workspace")
+        daemon = start_daemon(workspace.path, *SMALL)
+        job_id = workspace.submit("Say yes.")
+        until(lambda: workspace.find(job_id).state is JobState.RUNNING, "the claim")
+        ballast = small / "ballast"
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(512))
+        daemon.wait_log("No space left on device; trying again until it works")
+        assert workspace.find(job_id).state is JobState.RUNNING
+        ballast.unlink()
+        until(lambda: workspace.find(job_id).state is JobState.DONE, "the answer")
+        assert workspace.receipt(workspace.find(job_id)) is not None
+        assert daemon.stop() == 0
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
 
 
 def test_a_second_signal_ends_the_daemon_at_once_and_loses_nothing(

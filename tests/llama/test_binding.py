@@ -26,8 +26,8 @@ from nrvna.llama import Batch, Context, Model, Sampler, location
 TEXTS = ["Hello, world!", "  leading spaces", "naïve café — 東京 🦀", "tabs\tand\n\nnewlines\n", "x" * 5000]
 
 
-def greedy(model: Model, prompt: list[int], count: int, **context: int) -> list[int]:
-    with Context(model, n_ctx=512, flash_attention=False, **context) as ctx, Sampler(model, temp=0) as sampler:
+def greedy(model: Model, prompt: list[int], count: int) -> list[int]:
+    with Context(model, n_ctx=512, flash_attention=False) as ctx, Sampler(model, temp=0) as sampler:
         batch, tokens = Batch(512), []
         last = batch.add(prompt, position=0)
         for position in range(len(prompt), len(prompt) + count):

@@ -1,0 +1,37 @@
+"""The standard streams as the command line tools use them: any of them may be closed, and some are terminals."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def open_streams() -> None:
+    """Give a tool that was started without some of its standard streams the null device for them.
+
+    Also: text that the terminal's encoding lacks is shown escaped, and what goes to a file or a pipe is UTF-8.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+    if sys.stdout.isatty():
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    else:
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+
+
+def abandon_stdout() -> None:
+    """After a write to it failed: Python would try again at exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def printable(text: str) -> str:
+    """Text that cannot steer a terminal: control characters but newline and tab become their pictures."""
+    return "".join(char if char.isprintable() or char in "\n\t" else _picture(ord(char)) for char in text)
+
+
+def _picture(code: int) -> str:
+    if code < 32:
+        return chr(0x2400 + code)
+    # The rest of what isprintable() refuses: harmless spaces and joiners stay, controls and surrogates do not.
+    return "\ufffd" if 127 <= code < 160 or 0xD800 <= code < 0xE000 else chr(code)
