@@ -462,6 +462,8 @@ class Lease:
             clear(join(claim.directory, "partial.txt"))
             _move(claim.directory, self._input, claim.id)
             sync(self._input)
+            # It is older than what was going to be next.
+            self._next.clear()
             self._unsettled = True
 
     def record_crash(self, claim: Claim) -> Claim:

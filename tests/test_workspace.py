@@ -252,7 +252,7 @@ def test_a_running_jobs_answer_can_be_watched_and_leaves_no_trace(workspace: Wor
 def test_a_job_put_back_is_the_next_one_again(workspace: Workspace, lease: Lease) -> None:
     first, second = workspace.submit("1"), workspace.submit("2")
     lease.requeue(claimed(lease))
-    assert [claimed(lease).id, claimed(lease).id] == [second, first]
+    assert [claimed(lease).id, claimed(lease).id] == [first, second]
     for job_id in (first, second):
         assert workspace.find(job_id).state is JobState.RUNNING
 
