@@ -258,12 +258,13 @@ class Builder:
     def _compile(self, targets: list[str], *, peers: bool) -> None:
         on = "ON" if peers else "OFF"
         what = "llama.cpp's programs" if peers else "llama.cpp"
+        tree = self._source.tree()
         with Step(f"configuring {what} for {self._backend}") as step:
             configure = [_tool("cmake"), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
             parts = [f"-DLLAMA_BUILD_{part}={on}" for part in ("COMMON", "TOOLS", "SERVER")]
             options = [*cmake_options(self._backend, self._source), *parts]
             run_logged(
-                [*configure, "-S", str(self._source.tree()), "-B", str(self._objects), *options],
+                [*configure, "-S", str(tree), "-B", str(self._objects), *options],
                 self._log,
                 step,
             )
