@@ -205,8 +205,8 @@ def engine_environment(config: Config) -> dict[str, str]:
     paths = [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if "OMP_WAIT_POLICY" not in environment:
-        # libgomp's threads spin 300 times as long before they sleep: nothing is gained by it on idle cores, and half
-        # of the speed is lost where something else runs on them (benchmarks/RESULTS.md).
+        # libgomp's threads spin 300 times as long before they sleep. That gains little on idle cores, and where
+        # something else runs on them speed collapses (benchmarks/RESULTS.md).
         environment.setdefault("GOMP_SPINCOUNT", "1000")
     if config.llama_log_level != "debug":
         # Else ggml attaches a debugger to itself when it aborts, which takes seconds and fills the log.
