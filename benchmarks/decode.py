@@ -75,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--llama-dir", type=Path, help="another build than the one nrvna would take")
     parser.add_argument("--one", action="store_true", help="one measurement in this process: prefill, decode")
     options = parser.parse_args()

@@ -43,6 +43,8 @@ log = logging.getLogger("nrvna")
 LOOK_EVERY_S = 0.25
 # How often it looks for the jobs of dead peers, and tries again what the disk refused.
 TEND_EVERY_S = 2.0
+# A small model is there before this; of a large one it is said how far it is.
+SAY_LOADING_EVERY_S = 2.0
 # A job that was being answered this often when the engine died is set aside.
 MAX_CRASHES = 3
 _STOP_PATIENCE_S = 2.0
@@ -67,6 +69,7 @@ class Daemon:
         self._unfiled: list[Callable[[], None]] = []
         self._ready: Ready | None = None
         self._was_ready = False
+        self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
         self._restart_at: float | None = None
         self._restart_delay = 1.0
         self._tend_at = 0.0
@@ -130,8 +133,10 @@ class Daemon:
         if self._ready is None or self.engine is None or self._unfiled:
             return
         capacity = self._ready.slots + self._ready.slots // 2 + 1
-        while len(self._claims) < capacity and not any(claim.crashes for claim in self._claims.values()):
-            if self._suspect and self._claims:
+        # Bounded, as jobs that fail at once fill no slot: signals and the engine are heard in between.
+        for _ in range(capacity - len(self._claims)):
+            is_alone = any(claim.crashes for claim in self._claims.values())
+            if is_alone or (self._suspect and self._claims):
                 return
             system = self._workspace.context()
             claim, self._suspect = self._suspect or self._lease.claim(), None
@@ -238,6 +243,10 @@ class Daemon:
             case {"refused": job_id, "reason": reason}:
                 if claim := self._claims.get(job_id):
                     self._fail(claim, reason)
+            case {"loading": fraction}:
+                if time.monotonic() >= self._say_loading_at:
+                    self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
+                    log.info("loading the model: %d %%", 100 * fraction)
             case {"ready": about}:
                 self._be_ready(Ready(**about))
             case {"fatal": reason}:
@@ -347,6 +356,7 @@ def check(model: Path, config: Config) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="nrvnad",
+        usage="nrvnad [settings] MODEL WORKSPACE\n       nrvnad [settings] --check MODEL",
         description="Answer the jobs of a workspace with a local GGUF model, until Ctrl-C.",
         epilog="Queue jobs with `wrk WORKSPACE PROMPT`, collect the answers with `flw WORKSPACE`. "
         "Jobs that are unfinished when it stops go back into the queue.",
@@ -370,7 +380,7 @@ def main(argv: list[str] | None = None) -> int:
     log.setLevel(_LEVELS[config.log_level])
     try:
         serve(options.model, Workspace(options.workspace), config)
-    except NrvnaError as error:
+    except (NrvnaError, OSError) as error:
         print(f"nrvnad: {error}", file=sys.stderr)
         return 1
     return 0

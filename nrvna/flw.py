@@ -80,7 +80,11 @@ def show(workspace: Workspace, job: Job) -> int:
 
 
 def _hint(workspace: Workspace) -> str:
-    return "" if workspace.peers() else f", and no daemon answers it (start one: nrvnad MODEL {workspace.path})"
+    """Why an answer may be long in coming."""
+    peers = workspace.peers()
+    if not peers:
+        return f", and no daemon answers it (start one: nrvnad MODEL {workspace.path})"
+    return "" if any(peer.ready for peer in peers) else ", and its daemon is still loading the model"
 
 
 class Waiting:

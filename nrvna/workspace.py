@@ -445,8 +445,7 @@ class Lease:
 
     def _file(self, claim: Claim, name: str, text: str, receipt: Receipt, target: str) -> None:
         with self._workspace._explained("write a result to"):
-            if not is_folder(claim.directory):
-                raise LostRaceError(f"the folder of {claim.id} was removed while it was being answered")
+            self._check_held(claim)
             for leftover in (*_WRITTEN, "crashes"):
                 clear(join(claim.directory, leftover))
             write(join(claim.directory, name), encode(text))
@@ -456,9 +455,15 @@ class Lease:
             sync(target)
             sync(self._folder)
 
+    @staticmethod
+    def _check_held(claim: Claim) -> None:
+        if not is_folder(claim.directory):
+            raise LostRaceError(f"the folder of {claim.id} was removed while it was being answered")
+
     def requeue(self, claim: Claim) -> None:
-        """Put a claimed job back where it was in the queue."""
+        """Put a claimed job back where it was in the queue. Raises WorkspaceError, LostRaceError if it is gone."""
         with self._workspace._explained("put a job back in"):
+            self._check_held(claim)
             clear(join(claim.directory, "partial.txt"))
             _move(claim.directory, self._input, claim.id)
             sync(self._input)

@@ -94,7 +94,10 @@ class OwnSource:
         self._directory = directory.resolve()
         if not (self._directory / "include" / "llama.h").exists():
             raise BuildError(f"--source {directory} is no llama.cpp checkout: it has no include/llama.h")
-        self.commit = _output_of("git", "-C", str(directory), "rev-parse", "HEAD") or "unknown"
+        # Without a .git of its own, git would answer for a repository around it.
+        is_checkout = (self._directory / ".git").exists()
+        commit = _output_of("git", "-C", str(directory), "rev-parse", "HEAD") if is_checkout else ""
+        self.commit = commit or "unknown"
         self.label = f"own.{hashlib.sha256(str(self._directory).encode()).hexdigest()[:6]}.{self.commit[:12]}"
 
     def tree(self) -> Path:

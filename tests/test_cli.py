@@ -187,6 +187,15 @@ def test_flw_of_a_waiting_job_exits_3_and_says_that_no_daemon_is_there(workspace
     assert f"{job_id} is queued, and no daemon answers it (start one: nrvnad MODEL" in done.stderr
 
 
+def test_flw_says_when_the_daemon_is_still_loading_its_model(workspace: Workspace) -> None:
+    job_id = workspace.submit("q")
+    lease = workspace.lease({"path": "m"})
+    assert "is queued, and its daemon is still loading the model" in command("flw", workspace.path, job_id).stderr
+    lease.announce_ready()
+    assert command("flw", workspace.path, job_id).stderr == f"flw: {job_id} is queued; -w waits for it\n"
+    lease.close()
+
+
 @pytest.mark.parametrize("job_id", ["nope", "../input/x", "..", "a/b"])
 def test_flw_of_no_job_exits_2_in_one_line(workspace: Workspace, job_id: str) -> None:
     done = command("flw", workspace.path, job_id)

@@ -192,6 +192,8 @@ def test_a_job_whose_folder_was_removed_while_it_ran_is_nobodys_trouble(workspac
     shutil.rmtree(claim.directory)
     with pytest.raises(LostRaceError, match="was removed while it was being answered"):
         lease.finish(claim, "answer", receipt(claim.id))
+    with pytest.raises(LostRaceError):
+        lease.requeue(claim)
 
 
 @pytest.mark.parametrize("content", ['{"queued": "\\ud800"}', "[" * 200_000, "[]", "3", '{"queued": 5}', "", "\0"])

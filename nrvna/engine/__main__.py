@@ -70,7 +70,6 @@ def serve(channel: Channel) -> int:
         slots=shape.slots,
         context=shape.context,
         threads=shape.threads,
-        template=runner.prompts.source,
     )
     channel.send({"ready": ready.to_dict()})
     while True:

@@ -29,7 +29,6 @@ class Ready:
     slots: int
     context: int
     threads: int
-    template: str
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
