@@ -39,8 +39,13 @@ def first_line(text: str, width: int) -> str:
 
 
 def row(workspace: Workspace, job: Job, width: int) -> str:
-    """A job on one line: id, state, the beginning of its prompt and of its answer or reason."""
-    head = f"{first_line(job.id, 200)}  {job.state:<7}  "
+    """A job on one line: id, state, the beginning of its prompt and of its answer or reason.
+
+    An answer that ends at a limit is "cut", so that nobody takes it for a whole one.
+    """
+    receipt = workspace.receipt(job) if job.state is JobState.DONE else None
+    label = "cut" if receipt and receipt.was_cut else job.state
+    head = f"{first_line(job.id, 200)}  {label:<7}  "
     room = max(20, width - len(head))
     prompt = first_line(workspace.prompt(job), room * 2 // 5)
     answer = first_line(workspace.answer(job), room - len(prompt) - 3)
@@ -50,7 +55,7 @@ def row(workspace: Workspace, job: Job, width: int) -> str:
 def print_list(workspace: Workspace, jobs: list[Job], *, everything: bool) -> None:
     """The jobs given, oldest first, and on a terminal a line that sums them up."""
     shown = jobs if everything else jobs[-_SHOWN:]
-    width = os.get_terminal_size().columns if sys.stdout.isatty() else 160
+    width = (os.get_terminal_size().columns or 80) if sys.stdout.isatty() else 160
     for job in shown:
         print(row(workspace, job, width))
     if sys.stderr.isatty():

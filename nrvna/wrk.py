@@ -7,6 +7,7 @@ import fcntl
 import os
 import sys
 import termios
+from contextlib import suppress
 from functools import partial
 
 from nrvna.errors import JobError, WorkspaceError
@@ -45,6 +46,14 @@ def pipe_is_waiting() -> bool:
         return not sys.stdin.isatty() and int.from_bytes(waiting, sys.byteorder) > 0
     except (OSError, ValueError):
         return False
+
+
+def encouragement(workspace: Workspace, job_id: str) -> str:
+    """What to do next, for a person."""
+    with suppress(WorkspaceError):
+        if not workspace.peers():
+            return f"queued, and waiting for a daemon: nrvnad MODEL {workspace.path}"
+    return f"queued; collect the answer with: flw -w {workspace.path} {job_id}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,10 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         abandon_stdout()
         parser.exit(1, f"wrk: {job_id} is queued, but standard output failed: {error.strerror}\n")
     if sys.stderr.isatty():
-        encouragement = f"queued; collect the answer with: flw -w {options.workspace} {job_id}"
-        if not workspace.peers():
-            encouragement = f"queued, and waiting for a daemon: nrvnad MODEL {options.workspace}"
-        print(encouragement, file=sys.stderr)
+        print(encouragement(workspace, job_id), file=sys.stderr)
     return 0
 
 

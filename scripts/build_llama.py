@@ -389,7 +389,9 @@ def build(options: argparse.Namespace) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, metavar="DIR", help="build a llama.cpp checkout of your own")
+    parser.add_argument(
+        "--source", type=Path, metavar="DIR", help="build a llama.cpp checkout of your own; the newest build is used"
+    )
     parser.add_argument(
         "--backend",
         choices=("auto", "cpu", "cuda", "metal"),

@@ -210,10 +210,12 @@ def test_flw_of_no_workspace_exits_2_in_one_line(tmp_path: Path) -> None:
 def test_flw_lists_jobs_with_the_beginning_of_prompt_and_answer(workspace: Workspace) -> None:
     done_id = file_away(workspace, "first\nline two", "\nan answer\nof lines")
     failed_id = file_away(workspace, "bad", "a reason", failed=True)
+    cut_id = file_away(workspace, "long", "the beginning of", "length")
     queued_id = workspace.submit("waits")
     assert command("flw", workspace.path).stdout.splitlines() == [
         f"{done_id}  done     first → an answer",
         f"{failed_id}  failed   bad → a reason",
+        f"{cut_id}  cut      long → the beginning of",
         f"{queued_id}  queued   waits",
     ]
 
