@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def served(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(autouse=True, scope="session")
 def _plain_environment() -> None:
-    """Settings of whoever runs the tests stay out of them."""
+    """Settings of whoever runs the tests stay out of them, and so does a shell that has Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in [
         name for name in os.environ if name.startswith(("NRVNA_", "LLAMA_LOG")) and name != "NRVNA_LLAMA_DIR"
     ]:

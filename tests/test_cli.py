@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def test_wrk_puts_what_is_piped_under_the_words(workspace: Workspace) -> None:
 
 
 def test_wrk_leaves_the_standard_input_of_a_loop_alone(workspace: Workspace) -> None:
-    script = f'printf "a\\nb\\nc\\n" | while read -r x; do {BIN / "wrk"} {workspace.path} "job $x" || exit 9; done'
+    wrk = f'"{BIN / "wrk"}" "{workspace.path}"'
+    script = f'printf "a\\nb\\nc\\n" | while read -r x; do {wrk} "job $x" || exit 9; done'
     subprocess.run(["bash", "-c", script], check=True, stdout=subprocess.DEVNULL)
     assert sorted(workspace.prompt(job) for job in workspace.jobs()) == ["job a", "job b", "job c"]
 
@@ -229,7 +231,7 @@ def test_flw_lists_the_newest_jobs_last_and_all_when_asked(workspace: Workspace)
 def test_flw_does_not_complain_when_its_reader_has_seen_enough(workspace: Workspace) -> None:
     for number in range(30):
         file_away(workspace, f"job {number}", "answer " * 2000)
-    script = f"set -o pipefail; {BIN / 'flw'} -a {workspace.path} | true"
+    script = f'set -o pipefail; "{BIN / "flw"}" -a "{workspace.path}" | true'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
 
@@ -267,7 +269,8 @@ def test_printable_text_stays_as_it_is() -> None:
 )
 def test_a_closed_or_full_stream_is_no_traceback(workspace: Workspace, script: str, code: int, said: str) -> None:
     file_away(workspace, "q", "a")
-    filled = script.format(wrk=BIN / "wrk", flw=BIN / "flw", ws=workspace.path)
+    names = {"wrk": BIN / "wrk", "flw": BIN / "flw", "ws": workspace.path}
+    filled = script.format(**{name: shlex.quote(str(path)) for name, path in names.items()})
     done = subprocess.run(["bash", "-c", filled], capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert done.stderr.endswith(said) and done.stderr.count("\n") == said.count("\n")
