@@ -112,9 +112,14 @@ class Waiting:
             if not warned and waited > _WARN_AFTER_S:
                 warned = True
                 if not self._workspace.peers():
+                    self._clear()
                     print(f"flw: still waiting{_hint(self._workspace)}", file=sys.stderr)
             # Looking at thousands of jobs takes a while: no more than a twentieth of a core goes into it.
             time.sleep(max(_POLL_S, 20 * (time.monotonic() - looked)))
+        self._clear()
+
+    @staticmethod
+    def _clear() -> None:
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
@@ -181,6 +186,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"flw: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has seen enough.
