@@ -371,7 +371,7 @@ def build(options: argparse.Namespace) -> Path:
     with _only_one(cache_root()):
         source: Source = OwnSource(options.source) if options.source else PinnedSource(Pin.read())
         root = options.target or llama_dir() or builds_root()
-        builder = Builder(source, choose_backend(options.backend), root, options.jobs)
+        builder = Builder(source, options.backend, root, options.jobs)
         if options.force:
             builder.forget()
         # The user's own tree may have changed since: ninja knows.
@@ -404,10 +404,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--peers", action="store_true", help=f"also build {', '.join(PEERS)} (12 more minutes)")
     options = parser.parse_args(argv)
     started = time.monotonic()
+    options.backend = choose_backend(options.backend)
+    hint = "" if options.backend == "cpu" else "; --backend cpu builds without the GPU's tools"
     try:
         directory = build(options)
     except CommandError as error:
-        print(f"{error.tail}\nbuild_llama: {error}; all of its output is in {error.log}", file=sys.stderr)
+        print(f"{error.tail}\nbuild_llama: {error}; all of its output is in {error.log}{hint}", file=sys.stderr)
         return 1
     except (BuildError, ChecksumError, OSError) as error:
         print(f"build_llama: {error}", file=sys.stderr)

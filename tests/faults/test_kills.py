@@ -53,6 +53,7 @@ def test_jobs_survive_the_daemons_death_and_are_answered_by_the_next(
 def test_the_engine_dies_with_its_daemon(start_daemon: StartDaemon, workspace: Workspace) -> None:
     daemon = start_daemon(workspace.path, *SMALL)
     engine = daemon.engine_pid()
+    assert alive(engine)
     daemon.kill()
     until(lambda: not alive(engine), "the engine's end", 5)
 

@@ -271,9 +271,10 @@ def test_a_batch_refuses_what_does_not_fit(model: Model, tokens: list[int]) -> N
 def test_a_forgotten_sequence_makes_room(model: Model) -> None:
     with Context(model, n_ctx=256) as context:
         for _ in range(3):
-            batch = Batch(512)
-            batch.add([5] * 200, position=0)
+            batch = Batch(256)
+            last = batch.add([5] * 200, position=0)
             context.decode(batch)
+            assert context.logits(last).any()
             context.forget(0)
 
 
