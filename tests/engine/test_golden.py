@@ -27,6 +27,7 @@ PROMPTS = [
     "List the days of the week, one a line.",
 ]
 TOKENS = 48
+SAMPLED = Sampling(temp=0.8, top_k=40, top_p=0.95, min_p=0.05, repeat_penalty=1.1, predict=TOKENS, seed=42)
 
 
 @pytest.fixture(scope="module")
@@ -63,39 +64,55 @@ def ask(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return answer
 
 
-@pytest.fixture(scope="module")
-def ours(model_file: Path) -> dict[str, tuple[list[int], str, str]]:
+Answers = dict[str, tuple[list[int], str, str]]
+
+
+def answers(model_file: Path, sampling: Sampling) -> Answers:
     """Prompt tokens, answer and finish reason of every prompt, all answered together."""
     runner = Runner(model_file, Config(parallel=4, ctx=1024))
     engine = Engine(runner, {})
     for prompt in PROMPTS:
-        engine.add(Request(prompt, prompt, "", None, Sampling(temp=0.0, predict=TOKENS)))
-    answers = {}
+        engine.add(Request(prompt, prompt, "", None, sampling))
+    found = {}
     while not engine.is_idle:
         for event in engine.step():
             if event.receipt:
-                answers[event.id] = (
-                    runner.prompts.encode(event.id, context=1024),
-                    event.answer,
-                    event.receipt.finish_reason,
-                )
+                tokens = runner.prompts.encode(event.id, context=1024)
+                found[event.id] = (tokens, event.answer, event.receipt.finish_reason)
     runner.model.close()
-    return answers
+    return found
+
+
+@pytest.fixture(scope="module")
+def greedy(model_file: Path) -> Answers:
+    return answers(model_file, Sampling(temp=0.0, predict=TOKENS))
+
+
+@pytest.fixture(scope="module")
+def sampled(model_file: Path) -> Answers:
+    return answers(model_file, SAMPLED)
+
+
+def answer_of(address: str, prompt: str, **settings: float) -> tuple[str, str]:
+    """The server's answer and finish reason."""
+    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": TOKENS, "cache_prompt": False}
+    choice = ask(address, "/v1/chat/completions", {**body, **settings})["choices"][0]
+    return choice["message"]["content"], choice["finish_reason"]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_prompt_becomes_the_tokens_that_the_server_makes_of_it(
-    server: str, ours: dict[str, tuple[list[int], str, str]], prompt: str
-) -> None:
+def test_a_prompt_becomes_the_tokens_that_the_server_makes_of_it(server: str, greedy: Answers, prompt: str) -> None:
     rendered = ask(server, "/apply-template", {"messages": [{"role": "user", "content": prompt}]})["prompt"]
     body = {"content": rendered, "add_special": True, "parse_special": True}
-    assert ours[prompt][0] == ask(server, "/tokenize", body)["tokens"]
+    assert greedy[prompt][0] == ask(server, "/tokenize", body)["tokens"]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_a_greedy_answer_is_the_one_that_the_server_gives(
-    server: str, ours: dict[str, tuple[list[int], str, str]], prompt: str
-) -> None:
-    body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": TOKENS}
-    choice = ask(server, "/v1/chat/completions", {**body, "cache_prompt": False})["choices"][0]
-    assert ours[prompt][1:] == (choice["message"]["content"], choice["finish_reason"])
+def test_a_greedy_answer_is_the_one_that_the_server_gives(server: str, greedy: Answers, prompt: str) -> None:
+    assert greedy[prompt][1:] == answer_of(server, prompt, temperature=0)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_seed_draws_the_answer_that_the_server_draws(server: str, sampled: Answers, prompt: str) -> None:
+    settings = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.1, "seed": 42}
+    assert sampled[prompt][1:] == answer_of(server, prompt, **settings)
