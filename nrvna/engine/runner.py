@@ -61,6 +61,7 @@ class Runner:
     def __init__(self, path: Path, config: Config, progress: Callable[[float], None] | None = None) -> None:
         library = load_library(Path(config.llama_dir) if config.llama_dir else None)
         self.build = library.build
+        log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
         self.model = Model(path, gpu_layers=config.gpu_layers, progress=progress)
         if not self.model.is_generative:
             raise ModelLoadError(f"{path} is an encoder: it does not continue a text")

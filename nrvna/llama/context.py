@@ -111,10 +111,6 @@ class Context(Handle):
         return int(self._lib.llama_n_ctx_seq(self.pointer))
 
     @property
-    def n_seq_max(self) -> int:
-        return int(self._lib.llama_n_seq_max(self.pointer))
-
-    @property
     def n_batch(self) -> int:
         """The most tokens in one decode: what was asked for, or ``n_ctx`` if that is less."""
         return int(self._lib.llama_n_batch(self.pointer))

@@ -133,10 +133,8 @@ int32_t llama_chat_apply_template(const char * tmpl, const struct llama_chat_mes
 
 struct llama_context * llama_init_from_model(struct llama_model * model, struct llama_context_params params);
 void llama_free(struct llama_context * ctx);
-uint32_t llama_n_ctx(const struct llama_context * ctx);
 uint32_t llama_n_ctx_seq(const struct llama_context * ctx);
 uint32_t llama_n_batch(const struct llama_context * ctx);
-uint32_t llama_n_seq_max(const struct llama_context * ctx);
 llama_memory_t llama_get_memory(const struct llama_context * ctx);
 bool llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 
