@@ -12,8 +12,9 @@ from fetch_model import model_path
 from hypothesis import settings
 from processes import DaemonProcess
 
+from nrvna.config import llama_dir
 from nrvna.errors import LibraryError
-from nrvna.llama import Model
+from nrvna.llama import Model, load_library
 from nrvna.llama.location import find_build
 from nrvna.workspace import Workspace
 
@@ -24,9 +25,10 @@ settings.load_profile("shared machine")
 
 @pytest.fixture(scope="session")
 def model_file() -> Path:
-    """SmolLM2-135M-Instruct. ``./scripts/test`` fetches it and builds llama.cpp."""
+    """SmolLM2-135M-Instruct, with llama.cpp loaded to use it. ``./scripts/test`` provides both."""
     path = model_path()
     assert path.exists(), "run ./scripts/test once: it fetches the model"
+    load_library(llama_dir())
     return path
 
 
@@ -39,7 +41,7 @@ def model(model_file: Path) -> Model:
 def peers() -> Path:
     """The folder of llama.cpp's own programs, for golden tests."""
     try:
-        folder = find_build().directory / "bin"
+        folder = find_build(llama_dir()).directory / "bin"
     except LibraryError:
         folder = Path("/nonexistent")
     if not folder.exists():

@@ -14,7 +14,8 @@ README = (ROOT / "README.md").read_text()
 def test_the_example_of_the_binding_runs_and_is_short(model_file: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(code.strip().splitlines()) <= 20
-    code = code.replace('"model.gguf"', repr(str(model_file)))
+    build = "from nrvna.config import llama_dir; from nrvna.llama import load_library; load_library(llama_dir())\n"
+    code = build + code.replace('"model.gguf"', repr(str(model_file)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) > 3

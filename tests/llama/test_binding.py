@@ -50,7 +50,9 @@ def test_the_model_says_what_it_is(model: Model) -> None:
 def test_the_kv_cache_is_as_large_as_llama_cpp_makes_it(model_file: Path) -> None:
     script = f"""
 import logging
-from nrvna.llama import Context, Model
+from nrvna.config import llama_dir
+from nrvna.llama import Context, Model, load_library
+load_library(llama_dir())
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 model = Model({str(model_file)!r})
 Context(model, n_ctx=1024)
