@@ -6,6 +6,7 @@ The only module that reads the environment. An option wins over its variable, a 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +15,8 @@ from typing import Any
 
 from nrvna.errors import SettingError
 
-LOG_LEVELS = ("error", "warn", "info", "debug")
+# By the names that llama.cpp gives them.
+LOG_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 # One below LLAMA_DEFAULT_SEED, which asks llama.cpp for a random seed.
 MAX_SEED = 0xFFFFFFFE
 
@@ -150,9 +152,9 @@ SETTINGS: tuple[Setting, ...] = (
         "llama_log_level",
         str,
         "what llama.cpp says in the daemon's log",
-        choices=LOG_LEVELS,
+        choices=tuple(LOG_LEVELS),
     ),
-    Setting("NRVNA_LOG_LEVEL", "log_level", str, "what the daemon says in its log", choices=LOG_LEVELS),
+    Setting("NRVNA_LOG_LEVEL", "log_level", str, "what the daemon says in its log", choices=tuple(LOG_LEVELS)),
     Setting(
         "NRVNA_LLAMA_DIR",
         "llama_dir",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nrvna import __version__
-from nrvna.config import SETTINGS, Config, add_options, engine_environment, from_environment
+from nrvna.config import LOG_LEVELS, SETTINGS, Config, add_options, engine_environment, from_environment
 from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import Ready, pack
 from nrvna.errors import (
@@ -49,7 +49,6 @@ SAY_LOADING_EVERY_S = 2.0
 MAX_CRASHES = 3
 _STOP_PATIENCE_S = 2.0
 _MAX_RESTART_DELAY_S = 30.0
-_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 
 
 class Daemon:
@@ -377,7 +376,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.workspace:
         parser.error("name a workspace too: nrvnad MODEL WORKSPACE")
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    log.setLevel(_LEVELS[config.log_level])
+    log.setLevel(LOG_LEVELS[config.log_level])
     try:
         serve(options.model, Workspace(options.workspace), config)
     except (NrvnaError, OSError) as error:

@@ -73,10 +73,10 @@ class Claim(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A living daemon of a workspace, as it described itself."""
+    """A living daemon of a workspace, as it described itself; ``model`` is its model's fingerprint."""
 
     pid: int
-    model: str
+    model: dict[str, Any]
     ready: bool
 
 
@@ -260,9 +260,10 @@ class Workspace:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for folder in self._daemon_folders():
                 peer = _living(folder)
-                if peer and read_object(join(folder, ".daemon.json")).get("model") != model:
+                if peer and peer.model != model:
+                    path = peer.model.get("path")
                     raise WorkspaceError(
-                        f"{self.path} is served already by process {peer.pid} with another model, {peer.model}: "
+                        f"{self.path} is served already by process {peer.pid} with another model, {path}: "
                         "stop that one, or give this one a workspace of its own"
                     )
             return Lease(self, model)
@@ -545,8 +546,11 @@ def _living(folder: str) -> Peer | None:
     if not about:
         return None
     model, pid = about.get("model"), about.get("pid")
-    path = model.get("path", "?") if isinstance(model, dict) else "?"
-    return Peer(pid if isinstance(pid, int) else 0, str(path), bool(about.get("ready")))
+    return Peer(
+        pid=pid if isinstance(pid, int) else 0,
+        model=model if isinstance(model, dict) else {},
+        ready=bool(about.get("ready")),
+    )
 
 
 @contextmanager

@@ -10,14 +10,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from nrvna.config import Config, Sampling
+from nrvna.config import LOG_LEVELS, Config, Sampling
 from nrvna.engine.check import check_model
 from nrvna.engine.engine import Engine, Request
 from nrvna.engine.protocol import Ready, Unpacker, pack
 from nrvna.engine.runner import Runner
 from nrvna.errors import JobError, NrvnaError, TemplateError, TokenizeError
-
-_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 
 
 class Channel:
@@ -99,8 +97,8 @@ def _add(engine: Engine, channel: Channel, request: dict[str, Any]) -> None:
 
 def _configure_logging(config: Config) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)-7s engine: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("nrvna").setLevel(_LEVELS[config.log_level])
-    logging.getLogger("nrvna.llama").setLevel(_LEVELS[config.llama_log_level])
+    logging.getLogger("nrvna").setLevel(LOG_LEVELS[config.log_level])
+    logging.getLogger("nrvna.llama").setLevel(LOG_LEVELS[config.llama_log_level])
 
 
 def main(argv: list[str]) -> int:

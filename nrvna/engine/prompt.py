@@ -22,6 +22,9 @@ log = logging.getLogger("nrvna.engine")
 
 Messages = Sequence[tuple[str, str]]
 
+# Bytes for each token of the context from which on it is worth knowing whether a prompt can fit at all.
+_LONG_PROMPT = 16
+
 
 class PromptEncoder:
     """Renders messages with a model's chat template and tokenises them.
@@ -49,7 +52,9 @@ class PromptEncoder:
             prompt, messages = f"{system}\n\n{prompt}", []
         messages.append(("user", prompt))
         rendered = self._without_bos(self._render(messages))
-        self._check_length(len(rendered.encode()) // self._longest_piece, context, "at least ")
+        size = len(rendered.encode())
+        if size >= _LONG_PROMPT * context:
+            self._check_length(size // self._longest_piece, context, "at least ")
         tokens = self._model.tokenize(rendered, parse_special=True)
         self._check_length(len(tokens), context)
         if any(self._names_special(content) for _, content in messages):
