@@ -9,7 +9,7 @@ import argparse
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ MAX_SEED = 0xFFFFFFFE
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one job's tokens are chosen. The defaults are llama.cpp's own; ``seed`` None means drawn per job."""
+    """How one job's tokens are chosen. The defaults are llama.cpp's own; ``seed`` None means drawn per job.
+
+    ``ignore_eos`` goes on to the limit even where the model would end its answer, as benchmarks need it.
+    """
 
     temp: float = 0.8
     top_k: int = 40
@@ -32,6 +35,12 @@ class Sampling:
     repeat_penalty: float = 1.0
     predict: int = 512
     seed: int | None = None
+    ignore_eos: bool = False
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same prompt, sampled again like this, is meant to give the same answer."""
+        return self.seed is not None or self.temp == 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Config:
     gpu_layers: int = 99
     threads: int = 0
     parallel: int = 0
+    reproducible: int = 0
+    nice: int = 0
     log_level: str = "info"
     llama_log_level: str = "warn"
     llama_dir: str | None = None
@@ -148,6 +159,22 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("NRVNA_THREADS", "threads", int, "CPU threads; 0 is one per physical core", 0, 512),
     Setting("NRVNA_PARALLEL", "parallel", int, "jobs decoded together; 0 is auto", 0, 256),
     Setting(
+        "NRVNA_REPRODUCIBLE",
+        "reproducible",
+        int,
+        "1: a job with a seed gives the same answer whatever runs beside it; checked on the model at start",
+        0,
+        1,
+    ),
+    Setting(
+        "NRVNA_NICE",
+        "nice",
+        int,
+        "niceness of the engine: the higher, the more it leaves to other programs while they want the processor",
+        0,
+        19,
+    ),
+    Setting(
         "LLAMA_LOG_LEVEL",
         "llama_log_level",
         str,
@@ -193,6 +220,20 @@ def from_environment(
     return Config(sampling=Sampling(**sampling), **values)
 
 
+def of_job(sampling: Sampling, settings: Mapping[str, Any]) -> Sampling:
+    """The sampling of a job that has some fields of its own. Raises SettingError for one that cannot be."""
+    known = {setting.field: setting for setting in SETTINGS if setting.of_job}
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name == "ignore_eos" and isinstance(value, bool):
+            values[name] = value
+        elif name in known:
+            values[name] = known[name].parse(str(value), f"the job's {name}")
+        else:
+            raise SettingError(f"the job's setting {name} = {value!r} is none that a job can have")
+    return replace(sampling, **values)
+
+
 def llama_dir() -> Path | None:
     """NRVNA_LLAMA_DIR alone: building llama.cpp should not fail over a bad temperature."""
     [setting] = [setting for setting in SETTINGS if setting.field == "llama_dir"]
@@ -210,6 +251,9 @@ def engine_environment(config: Config) -> dict[str, str]:
         # libgomp's threads spin 300 times as long before they sleep. That gains little on idle cores, and where
         # something else runs on them speed collapses (benchmarks/RESULTS.md).
         environment.setdefault("GOMP_SPINCOUNT", "1000")
+    if config.reproducible:
+        # The tiled K-quant kernels are used from 8 rows on: a row's result would depend on its neighbours.
+        environment["GGML_CPU_TILED_MM"] = "0"
     if config.llama_log_level != "debug":
         # Else ggml attaches a debugger to itself when it aborts, which takes seconds and fills the log.
         environment.setdefault("GGML_NO_BACKTRACE", "1")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nrvna import __version__
-from nrvna.config import LOG_LEVELS, SETTINGS, Config, add_options, engine_environment, from_environment
+from nrvna.config import LOG_LEVELS, SETTINGS, Config, add_options, engine_environment, from_environment, of_job
 from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import Ready, pack
 from nrvna.errors import (
@@ -47,6 +47,9 @@ TEND_EVERY_S = 2.0
 SAY_LOADING_EVERY_S = 2.0
 # A job that was being answered this often when the engine died is set aside.
 MAX_CRASHES = 3
+# Jobs claimed beyond those that run, to find some among them that begin alike.
+_LOOK_AHEAD = 24
+_MAX_JOINED = 1000
 _STOP_PATIENCE_S = 2.0
 _MAX_RESTART_DELAY_S = 30.0
 
@@ -62,6 +65,9 @@ class Daemon:
         self._claims: dict[str, Claim] = {}
         # Jobs that the engine is at, as opposed to those that wait in it.
         self._at_work: set[str] = set()
+        # Jobs that the engine answers with another's answer.
+        self._joined: set[str] = set()
+        self._has_peers = False
         # Claimed, but it was at work when the engine died: it waits until it can run alone.
         self._suspect: Claim | None = None
         # Moves that the disk would not take yet.
@@ -112,6 +118,7 @@ class Daemon:
             self._tend_at = now + TEND_EVERY_S
             self._guarded("file", self._file_leftovers)
             self._guarded("recover", self._recover)
+            self._guarded("peers", self._count_peers)
         self._guarded("claim", self._claim)
 
     def stop(self) -> None:
@@ -128,10 +135,13 @@ class Daemon:
     # The workspace's side.
 
     def _claim(self) -> None:
-        """Keep the engine's slots filled, and a few jobs at hand for the slots that come free."""
+        """Keep the engine busy, with some more jobs at hand among which it finds those that begin alike."""
         if self._ready is None or self.engine is None or self._unfiled:
             return
-        capacity = self._ready.slots + self._ready.slots // 2 + 1
+        # What this daemon holds back, another one cannot answer.
+        look_ahead = 1 + self._ready.parallel // 2 if self._has_peers else _LOOK_AHEAD
+        # Those that joined another cost nothing but their place in memory.
+        capacity = self._ready.parallel + look_ahead + min(len(self._joined), _MAX_JOINED)
         # Bounded, as jobs that fail at once fill no slot: signals and the engine are heard in between.
         for _ in range(capacity - len(self._claims)):
             is_alone = any(claim.crashes for claim in self._claims.values())
@@ -149,16 +159,20 @@ class Daemon:
     def _hand_over(self, engine: EngineProcess, claim: Claim, system: str | None) -> None:
         try:
             prompt = self._lease.prompt(claim)
-        except JobError as error:
+            sampling = of_job(self._config.sampling, claim.settings)
+        except (JobError, SettingError) as error:
             self._fail(claim, str(error))
             return
         self._claims[claim.id] = claim
         request = {"id": claim.id, "prompt": prompt, "queued": claim.queued, "system": system}
-        engine.send({"add": {**request, "sampling": asdict(self._config.sampling)}})
+        engine.send({"add": {**request, "sampling": asdict(sampling)}})
 
     def _recover(self) -> None:
         if recovered := self._workspace.recover():
             log.info("put %d jobs of a daemon that died back into the queue", len(recovered))
+
+    def _count_peers(self) -> None:
+        self._has_peers = len(self._workspace.peers()) > 1
 
     def _finish(self, claim: Claim, answer: str, receipt: Receipt) -> None:
         end = f"cut at the {receipt.finish_reason} limit" if receipt.was_cut else "complete"
@@ -196,6 +210,7 @@ class Daemon:
     def _release(self, claim: Claim) -> None:
         self._claims.pop(claim.id, None)
         self._at_work.discard(claim.id)
+        self._joined.discard(claim.id)
 
     def _file(self, move: Callable[[], None]) -> None:
         """Do it now, or keep it in memory until the disk takes it."""
@@ -236,6 +251,8 @@ class Daemon:
                 self._at_work.add(job_id)
             case {"waits": job_id}:
                 self._at_work.discard(job_id)
+            case {"joins": job_id}:
+                self._joined.add(job_id)
             case {"done": job_id, "answer": answer, "receipt": receipt}:
                 if claim := self._claims.get(job_id):
                     self._finish(claim, answer, Receipt.from_dict(receipt))
@@ -259,7 +276,7 @@ class Daemon:
         self._restart_delay = 1.0
         self._guarded("announce", self._lease.announce_ready)
         shape = "ready: %s on %s, %d jobs at a time, %d tokens each, %d threads"
-        log.info(shape, about.description, about.backend, about.slots, about.context, about.threads)
+        log.info(shape, about.description, about.backend, about.parallel, about.context, about.threads)
 
     def _bury_engine(self, end: str) -> None:
         """The engine died: those it was at gain a crash, all go back, and another engine is started soon."""

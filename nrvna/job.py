@@ -45,9 +45,12 @@ class Receipt(NamedTuple):
     """What happened to a job: enough to judge its answer and to make it again.
 
     Times are ISO 8601 in UTC. ``finish_reason`` is "stop" (the model ended its answer), "length" (cut at the most
-    tokens allowed), "context" (cut because the context was full) or "error". ``generated_tokens`` leaves out the one
-    that ends the answer; ``tokens_per_second`` is these over the time from start to finish, prefill and neighbours
-    included. ``model`` names the file with its size and modification time.
+    tokens allowed), "context" (cut because the context was full) or "error". ``cached_tokens`` of the prompt were
+    computed for an earlier job already. ``generated_tokens`` leaves out the one that ends the answer;
+    ``tokens_per_second`` is these over the time from start to finish, prefill and neighbours included. ``model``
+    names the file with its size and modification time. ``same_as`` is the job whose answer this is too, as both asked
+    for the same. ``reproducible``: the engine saw at its start that answers of this model are the same whatever runs
+    beside them; None where it was not asked to.
     """
 
     id: str
@@ -58,12 +61,15 @@ class Receipt(NamedTuple):
     started: str | None = None
     first_token: str | None = None
     prompt_tokens: int | None = None
+    cached_tokens: int | None = None
     generated_tokens: int | None = None
     tokens_per_second: float | None = None
     sampling: dict[str, Any] | None = None
     model: dict[str, Any] | None = None
     template: str | None = None
     llama_cpp: str | None = None
+    same_as: str | None = None
+    reproducible: bool | None = None
     error: str | None = None
 
     @property

@@ -63,13 +63,14 @@ _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 class Claim(NamedTuple):
     """A job that this process has claimed: nobody else will touch its folder while the lease is held.
 
-    ``crashes`` counts how often the engine died while it was at this job.
+    ``crashes`` counts how often the engine died while it was at this job; ``settings`` are the job's own, unchecked.
     """
 
     id: str
     directory: str
     queued: str
     crashes: int
+    settings: dict[str, Any]
 
 
 class Peer(NamedTuple):
@@ -130,9 +131,10 @@ class Workspace:
 
     # Submitting.
 
-    def submit(self, prompt: str | bytes) -> str:
+    def submit(self, prompt: str | bytes, settings: dict[str, Any] | None = None) -> str:
         """Queue a prompt and return its id. When this returns, the job survives a crash of the machine.
 
+        ``settings`` are fields of Sampling that the job has otherwise than the daemon; the daemon checks them.
         Raises JobError for a prompt that can never run, WorkspaceError if it cannot be written.
         """
         data = check_prompt(prompt if isinstance(prompt, bytes) else prompt.encode("utf-8", "surrogatepass"))
@@ -142,7 +144,8 @@ class Workspace:
             with self._explained("queue a job in"):
                 os.mkdir(staging, 0o700)
                 write(join(staging, "prompt.txt"), data)
-                write(join(staging, "job.json"), _json({"queued": timestamp(time.time()), "nrvna": __version__}))
+                about = {"queued": timestamp(time.time()), "nrvna": __version__, "settings": settings or {}}
+                write(join(staging, "job.json"), _json(about))
                 sync(staging)
                 os.rename(staging, join(self._input, job_id))
         except BaseException:
@@ -395,7 +398,8 @@ class Lease:
                 self._unsettled = True
                 raise LostRaceError(name)
             own = self._own_name(name)
-            queued = read_object(join(origin, "job.json")).get("queued")
+            about = read_object(join(origin, "job.json"))
+            queued, settings = about.get("queued"), about.get("settings", {})
             if not _is_timestamp(queued):
                 queued = timestamp(os.stat(origin).st_mtime)
             os.rename(origin, join(self._folder, own))
@@ -405,7 +409,8 @@ class Lease:
         for leftover in _WRITTEN:
             clear(join(directory, leftover))
         counted = read_text(join(directory, "crashes"), 10).strip()
-        return Claim(own, directory, queued, int(counted) if counted.isascii() and counted.isdecimal() else 0)
+        crashes = int(counted) if counted.isascii() and counted.isdecimal() else 0
+        return Claim(own, directory, queued, crashes, settings if isinstance(settings, dict) else {})
 
     def _own_name(self, name: str) -> str:
         """The name itself; another where it cannot be an id, or is that of a job which has run already."""

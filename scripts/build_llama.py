@@ -31,7 +31,15 @@ from packages import ChecksumError, download
 from progress import CommandError, Step, run_logged
 
 from nrvna.config import llama_dir
-from nrvna.llama.location import DECLARATIONS, Build, builds_root, cpu_fingerprint, module_name
+from nrvna.llama.location import (
+    DECLARATIONS,
+    ROWWISE,
+    ROWWISE_SOURCE,
+    Build,
+    builds_root,
+    cpu_fingerprint,
+    module_name,
+)
 
 PIN_FILE = Path(__file__).parents[1] / "vendor" / "llama_cpp.toml"
 PEERS = ("llama-server", "llama-batched-bench", "llama-bench", "llama-completion")
@@ -145,9 +153,9 @@ def cmake_options(backend: str, source: Source) -> list[str]:
         f"-DCMAKE_INSTALL_RPATH={origin};{origin}/..",
         "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
         "-DGGML_NATIVE=ON",
-        # Its kernels compute one row otherwise than several: an answer would then depend on how its prompt was cut
-        # into batches, that is on its neighbours in the queue, and its seed could not make it again.
-        "-DGGML_LLAMAFILE=OFF",
+        # Tiled products: much faster where many rows meet, and set aside by rowwise.c where answers are to be
+        # reproducible.
+        "-DGGML_LLAMAFILE=ON",
         f"-DGGML_CUDA={on[backend == 'cuda']}",
         f"-DGGML_METAL={on[backend == 'metal']}",
         f"-DLLAMA_BUILD_COMMIT={source.commit[:9]}",
@@ -199,6 +207,9 @@ class Builder:
             for file in [path] if path.is_file() else path.glob("*.h"):
                 (staging / "include").mkdir(exist_ok=True)
                 shutil.copy2(file, staging / "include")
+        if platform.system() != "Darwin":
+            # macOS binds symbols to one library at link time: nothing can stand in there.
+            _compile_rowwise(staging)
         build = Build(
             directory=staging,
             commit=self._source.commit,
@@ -280,6 +291,13 @@ class Builder:
                 _ninja_progress,
                 env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
             )
+
+
+def _compile_rowwise(target: Path) -> None:
+    command = [*_compiler(), "-x", "c", "-O2", "-shared", "-fPIC", str(ROWWISE_SOURCE), "-o", str(target / ROWWISE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"{ROWWISE_SOURCE.name} did not compile: {done.stderr[-2000:]}")
 
 
 def _ninja_progress(line: str) -> str | None:

@@ -21,6 +21,8 @@ from nrvna.workspace import Workspace
 # Machines that are shared have slow moments; what must be quick is measured in benchmarks.
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+# What the daemon sets for its engine, for the engines in this process: it is read when llama.cpp is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +30,8 @@ def model_file() -> Path:
     """SmolLM2-135M-Instruct, with llama.cpp loaded to use it. ``./scripts/test`` provides both."""
     path = model_path()
     assert path.exists(), "run ./scripts/test once: it fetches the model"
-    load_library(llama_dir())
+    # Rowwise, so that reproducible and other engines can be tested in this one process.
+    load_library(llama_dir(), rowwise=True)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -140,9 +141,13 @@ def test_two_daemons_with_one_model_share_the_queue(start_daemon: StartDaemon, w
     ids = [workspace.submit(f"Name the number {number}.") for number in range(12)]
     for job_id in ids:
         wait_for(workspace, job_id, JobState.DONE)
-    done = [daemon.log.count(" done: ") for daemon in daemons]
-    assert sum(done) == 12
-    assert all(done)
+
+    def done() -> list[int]:
+        return [daemon.log.count(" done: ") for daemon in daemons]
+
+    # A job is done before the log says so.
+    until(lambda: sum(done()) == 12, "both logs to tell of all jobs")
+    assert all(done())
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "not gguf", "cut"])
@@ -237,5 +242,48 @@ def test_the_result_is_the_text_and_the_receipt_is_json(served: Workspace) -> No
     assert set(receipt) == {
         *("id", "finish_reason", "queued", "started", "first_token", "finished", "prompt_tokens", "generated_tokens"),
         *("tokens_per_second", "sampling", "model", "template", "llama_cpp", "nrvna", "error"),
+        *("cached_tokens", "same_as", "reproducible"),
     }
     assert (folder / "result.txt").read_text()
+
+
+def test_a_job_has_settings_of_its_own(served: Workspace) -> None:
+    own = served.submit("Say only the word: yes", {"predict": 30, "ignore_eos": True, "seed": 5})
+    wait_for(served, own, JobState.DONE)
+    receipt = served.receipt(served.find(own))
+    assert receipt is not None and receipt.sampling is not None
+    assert receipt.generated_tokens == 30
+    assert (receipt.sampling["seed"], receipt.sampling["temp"]) == (5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"predict": 0}, "the job's predict is '0', but must be a whole number from 1 to 1000000"),
+        ({"ctx": 5}, "the job's setting ctx = 5 is none that a job can have"),
+    ],
+)
+def test_a_job_with_settings_that_cannot_be_fails_with_the_reason(
+    served: Workspace, settings: dict[str, int], reason: str
+) -> None:
+    job_id = served.submit("Hello", settings)
+    wait_for(served, job_id, JobState.FAILED)
+    assert served.answer(served.find(job_id)).strip() == reason
+
+
+def test_identical_jobs_in_the_queue_get_one_answer_and_a_receipt_each(served: Workspace) -> None:
+    jobs = [served.submit("Name three rivers of France.", {"predict": 20}) for _ in range(3)]
+    receipts = []
+    for job_id in jobs:
+        wait_for(served, job_id, JobState.DONE)
+        receipt = served.receipt(served.find(job_id))
+        assert receipt is not None and receipt.id == job_id
+        receipts.append(receipt)
+    assert len({served.answer(served.find(job_id)) for job_id in jobs}) == 1
+    assert [receipt.same_as for receipt in receipts] == [None, jobs[0], jobs[0]]
+
+
+def test_niceness_is_the_engines_alone(start_daemon: StartDaemon, workspace: Workspace) -> None:
+    daemon = start_daemon(workspace.path, "--nice", "7", "--parallel", "1", "--ctx", "256")
+    assert os.getpriority(os.PRIO_PROCESS, daemon.engine_pid()) == 7
+    assert os.getpriority(os.PRIO_PROCESS, daemon.process.pid) == os.getpriority(os.PRIO_PROCESS, 0)

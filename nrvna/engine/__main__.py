@@ -12,10 +12,16 @@ from typing import Any
 
 from nrvna.config import LOG_LEVELS, Config, Sampling
 from nrvna.engine.check import check_model
-from nrvna.engine.engine import Engine, Request
+from nrvna.engine.engine import Engine, Event, Request
 from nrvna.engine.protocol import Ready, Unpacker, pack
 from nrvna.engine.runner import Runner
+from nrvna.engine.tally import Tally
 from nrvna.errors import JobError, NrvnaError, TemplateError, TokenizeError
+
+log = logging.getLogger("nrvna.engine")
+
+# How long to wait for the next job of a pile that has just begun to come.
+_GATHER_S = 0.01
 
 
 class Channel:
@@ -36,10 +42,10 @@ class Channel:
         # The daemon is gone or wants no more: nothing here is worth another moment.
         os._exit(0)
 
-    def next(self, *, wait: bool) -> dict[str, Any] | None:
-        """The next message; None if there is none yet and none is waited for."""
+    def next(self, wait_s: float | None) -> dict[str, Any] | None:
+        """The next message, None if there is none within that time; without a time it waits for ever."""
         try:
-            return self._messages.get(block=wait)
+            return self._messages.get(timeout=wait_s) if wait_s != 0 else self._messages.get_nowait()
         except queue.Empty:
             return None
 
@@ -51,10 +57,11 @@ class Channel:
 
 def serve(channel: Channel) -> int:
     """Load the model that the first message names and answer jobs until stdin ends."""
-    first = channel.next(wait=True)
+    first = channel.next(None)
     assert first is not None
     config, path = Config.from_dict(first["config"]), Path(first["path"])
     _configure_logging(config)
+    os.nice(config.nice)
     try:
         runner = Runner(path, config, progress=lambda fraction: channel.send({"loading": round(fraction, 3)}))
         engine = Engine(runner, first["model"])
@@ -65,22 +72,41 @@ def serve(channel: Channel) -> int:
     ready = Ready(
         description=f"{runner.model.metadata.get('general.name', path.stem)}, {runner.model.quantization}",
         backend=runner.build.backend,
-        slots=shape.slots,
+        parallel=shape.parallel,
         context=shape.context,
         threads=shape.threads,
     )
     channel.send({"ready": ready.to_dict()})
     while True:
-        while message := channel.next(wait=engine.is_idle):
+        _answer_pile(engine, channel)
+
+
+def _answer_pile(engine: Engine, channel: Channel) -> None:
+    """Answer jobs from the first that comes until none is left."""
+    message = channel.next(None)
+    # The first jobs of a pile come one by one, and are done sooner if they begin together.
+    while message:
+        _add(engine, channel, message["add"])
+        message = channel.next(_GATHER_S)
+    engine.tally = Tally()
+    while not engine.is_idle:
+        while message := channel.next(0):
             _add(engine, channel, message["add"])
         for job_id in engine.start():
             channel.send({"begins": job_id})
         events = engine.step()
-        if texts := {event.id: event.text for event in events if event.text and not event.receipt}:
-            channel.send({"text": texts})
-        for event in events:
-            if event.receipt:
-                channel.send({"done": event.id, "answer": event.answer, "receipt": event.receipt._asdict()})
+        with engine.tally.timed("emit"):
+            _emit(channel, events)
+    if engine.tally.steps:
+        log.info("nothing left: %s", engine.tally)
+
+
+def _emit(channel: Channel, events: list[Event]) -> None:
+    if texts := {event.id: event.text for event in events if event.text and not event.receipt}:
+        channel.send({"text": texts})
+    for event in events:
+        if event.receipt:
+            channel.send({"done": event.id, "answer": event.answer, "receipt": event.receipt._asdict()})
 
 
 def _add(engine: Engine, channel: Channel, request: dict[str, Any]) -> None:
@@ -88,17 +114,23 @@ def _add(engine: Engine, channel: Channel, request: dict[str, Any]) -> None:
     # Templates and tokenisers run on the user's text: if one of them kills the process, the daemon knows at what.
     channel.send({"begins": job_id})
     try:
-        engine.add(Request(**{**request, "sampling": Sampling(**request["sampling"])}))
+        joined = engine.add(Request(**{**request, "sampling": Sampling(**request["sampling"])}))
     except (JobError, TemplateError, TokenizeError) as error:
         channel.send({"refused": job_id, "reason": str(error)})
-    else:
-        channel.send({"waits": job_id})
+        return
+    channel.send({"waits": job_id})
+    if joined:
+        channel.send({"joins": job_id, "leader": joined.leader})
+        channel.send({"text": {job_id: joined.text}})
 
 
 def _configure_logging(config: Config) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)-7s engine: %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("nrvna").setLevel(LOG_LEVELS[config.log_level])
-    logging.getLogger("nrvna.llama").setLevel(LOG_LEVELS[config.llama_log_level])
+    llama = logging.getLogger("nrvna.llama")
+    llama.setLevel(LOG_LEVELS[config.llama_log_level])
+    # llama.cpp takes the cells that all sequences share for the context of one.
+    llama.addFilter(lambda record: "possible training context overflow" not in record.getMessage())
 
 
 def main(argv: list[str]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from nrvna.config import Config
 from nrvna.engine.machine import available_memory
 from nrvna.engine.prompt import PromptEncoder
-from nrvna.engine.runner import choose_shape
+from nrvna.engine.shape import choose_shape
 from nrvna.errors import NrvnaError
 from nrvna.llama import Model, load_library
 
@@ -43,7 +43,7 @@ def check_model(path: Path, config: Config) -> int:
             "context": f"{model.n_ctx_train} tokens trained, {shape.context} for each job here",
             "template": _TEMPLATES[PromptEncoder(model).source],
             "runs on": ", ".join(gpu.description for gpu in gpus) or f"CPU, {shape.threads} threads",
-            "memory": f"about {_size(needed)} needed for {shape.slots} jobs at a time, {_size(there)} free",
+            "memory": f"about {_size(needed)} needed for {shape.parallel} jobs at a time, {_size(there)} free",
         }
         problem = None
         if not model.is_generative:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
@@ -10,10 +11,18 @@ from typing import Any
 
 from nrvna import __version__
 from nrvna.config import MAX_SEED, Sampling
-from nrvna.engine.runner import BATCH_TOKENS, Runner
-from nrvna.engine.scheduler import Scheduler
+from nrvna.engine.attention import plain_is_faster
+from nrvna.engine.runner import BATCH_TOKENS, FLASH, PLAIN, STREAMS, Runner
+from nrvna.engine.scheduler import Chunk, Move, Scheduler
 from nrvna.engine.sequence import Sequence
+from nrvna.engine.tally import Tally
+from nrvna.errors import NoSlotError
 from nrvna.job import Receipt, timestamp
+
+log = logging.getLogger("nrvna.engine")
+
+# Jobs that end before the attention may be changed again, for each that runs at a time.
+_SETTLED = 4
 
 
 @dataclass(frozen=True)
@@ -40,13 +49,25 @@ class Event:
     receipt: Receipt | None = None
 
 
+@dataclass(frozen=True)
+class Joined:
+    """A request that asks for the very same as an earlier one, whose ``text`` so far is its own too."""
+
+    leader: str
+    text: str
+
+
 class _Work:
-    """A request on its way: its sequence, and what the receipt needs."""
+    """A prompt on its way: its sequence, the requests that it answers, and what their receipts need."""
 
     def __init__(self, request: Request, sampling: Sampling, sequence: Sequence) -> None:
-        self.request = request
+        self.requests = [request]
         self.sampling = sampling
         self.sequence = sequence
+        # What makes two requests the same; None where a repetition is meant to differ.
+        self.identity = None
+        if sampling.is_repeatable:
+            self.identity = (sequence.key, replace(sampling, seed=None) if sampling.temp == 0 else sampling)
         self.started = 0.0
         self.first_token: float | None = None
         self.pieces: list[str] = []
@@ -55,58 +76,117 @@ class _Work:
 
 
 class Engine:
-    """Answers requests with a runner, as many at a time as it has slots. ``model`` goes into the receipts."""
+    """Answers requests with a runner, as many at a time as suits it. ``model`` goes into the receipts.
+
+    ``tally`` tells where the time of the steps goes; whoever reads it may put a new one in its place.
+    """
 
     def __init__(self, runner: Runner, model: dict[str, Any]) -> None:
         self._runner = runner
         self._model = model
         shape = runner.shape
-        self._scheduler = Scheduler(slots=shape.slots, context=shape.context, budget=BATCH_TOKENS)
+        self._scheduler = Scheduler(
+            parallel=shape.parallel,
+            slots=shape.slots,
+            cells=shape.cells,
+            context=shape.context,
+            budget=BATCH_TOKENS,
+            share=runner.shares,
+        )
+        runner.apply([Move(slot) for slot in range(shape.slots)])
         self._works: dict[Sequence, _Work] = {}
+        self._known: dict[tuple[bytes, Sampling], _Work] = {}
+        self._until_settled = 0
+        self.tally = Tally()
 
     @property
     def is_idle(self) -> bool:
         return len(self._scheduler) == 0
 
-    def add(self, request: Request) -> None:
-        """Take a request in. Raises JobError or TemplateError if it can never be answered."""
+    def add(self, request: Request) -> Joined | None:
+        """Take a request in. One that asks for the very same as another is not computed again, but joined to it.
+
+        Raises JobError or TemplateError if it can never be answered.
+        """
         prompt = self._runner.prompts.encode(request.prompt, request.system, context=self._scheduler.context)
-        sampling = request.sampling
-        if sampling.seed is None:
-            sampling = replace(sampling, seed=secrets.randbelow(MAX_SEED + 1))
-        sequence = Sequence(request.id, prompt, sampling.predict)
-        self._scheduler.add(sequence)
-        self._works[sequence] = _Work(request, sampling, sequence)
+        work = _Work(request, request.sampling, Sequence(request.id, prompt, request.sampling.predict))
+        if work.identity:
+            known = self._known.setdefault(work.identity, work)
+            if known is not work:
+                known.requests.append(request)
+                return Joined(known.requests[0].id, "".join(known.pieces))
+        if work.sampling.seed is None:
+            work.sampling = replace(work.sampling, seed=secrets.randbelow(MAX_SEED + 1))
+        self._scheduler.add(work.sequence)
+        self._works[work.sequence] = work
+        return None
 
     def start(self) -> list[str]:
-        """Begin the requests for which there is a slot; returns their ids. A step does this too if nobody did."""
+        """Begin the requests for which there is room; returns their ids. A step does this too if nobody did."""
+        self._choose_attention()
         admitted = self._scheduler.admit()
+        begun = []
         for sequence in admitted:
             work = self._works[sequence]
-            work.started = time.time()
-            assert sequence.slot is not None
-            self._runner.start(sequence.slot, work.sampling, sequence.prompt)
-        return [sequence.id for sequence in admitted]
+            if not work.started:
+                work.started = time.time()
+                self._runner.begin(sequence, work.sampling)
+                begun.append(sequence.id)
+        return begun
 
     def step(self) -> list[Event]:
         """Plan a batch, decode it, sample from it. Raises DecodeError; the engine is then of no more use."""
-        self.start()
-        plan = self._scheduler.plan()
+        with self.tally.timed("plan"):
+            self.start()
+            plan = self._scheduler.plan()
         if not plan:
             return []
-        indices = self._runner.decode(plan)
-        sampled = [
-            (self._works[chunk.sequence], self._sample(chunk.sequence, index))
-            for chunk, index in zip(plan, indices, strict=True)
-            if chunk.output
-        ]
-        return [self._advance(work, token) for work, token in sampled]
+        with self.tally.timed("decode"):
+            indices = self._decode(plan)
+        if indices is None:
+            return []
+        with self.tally.timed("sample"):
+            rows = [(chunk.sequence, index) for chunk, index in zip(plan, indices, strict=True) if chunk.output]
+            tokens = self._runner.sample(rows)
+        with self.tally.timed("emit"):
+            self.tally.steps += 1
+            self.tally.tokens += len(tokens)
+            return [
+                event
+                for (sequence, _), token in zip(rows, tokens, strict=True)
+                for event in self._advance(self._works[sequence], token)
+            ]
 
-    def _sample(self, sequence: Sequence, index: int) -> int:
-        assert sequence.slot is not None
-        return self._runner.sample(sequence.slot, index)
+    def _decode(self, plan: list[Chunk]) -> list[int] | None:
+        """The index of each chunk's output; None if there was no room, and some was made for the next step."""
+        self._runner.apply(self._scheduler.take_moves())
+        try:
+            indices = self._runner.decode(plan)
+        except NoSlotError:
+            if not self._scheduler.shed():
+                raise
+            log.warning("the KV cache is fuller than thought: going on with %d jobs", len(self._scheduler.running))
+            return None
+        self._scheduler.decoded(plan)
+        return indices
 
-    def _advance(self, work: _Work, token: int) -> Event:
+    def _choose_attention(self) -> None:
+        """Take the attention that suits what runs and waits; rarely, as what is in the cache is then lost."""
+        if self._runner.layout is STREAMS or self._runner.on_gpu or self._until_settled > 0:
+            return
+        running, waiting = self._scheduler.running, self._scheduler.waiting
+        if not waiting:
+            return
+        together = (*running, *waiting)[: self._scheduler.parallel]
+        better = PLAIN if plain_is_faster(together) else FLASH
+        if better is self._runner.layout:
+            return
+        self._scheduler.clear()
+        self._runner.use(better)
+        self._until_settled = _SETTLED * self._scheduler.parallel
+        log.debug("%s attention from here on", better.name)
+
+    def _advance(self, work: _Work, token: int) -> list[Event]:
         sequence, model = work.sequence, self._runner.model
         if work.first_token is None:
             work.first_token = time.time()
@@ -115,30 +195,36 @@ class Engine:
         text = work.decoder.decode(piece, final=sequence.finish_reason is not None)
         work.pieces.append(text)
         if sequence.finish_reason is None:
-            return Event(sequence.id, text)
-        assert sequence.slot is not None
-        self._runner.stop(sequence.slot)
+            return [Event(request.id, text) for request in work.requests]
+        self._runner.end(sequence)
         self._scheduler.release(sequence)
+        self._until_settled -= 1
         del self._works[sequence]
-        return Event(sequence.id, text, "".join(work.pieces), self._receipt(work))
+        if work.identity:
+            self._known.pop(work.identity, None)
+        answer = "".join(work.pieces)
+        return [Event(request.id, text, answer, self._receipt(work, request)) for request in work.requests]
 
-    def _receipt(self, work: _Work) -> Receipt:
+    def _receipt(self, work: _Work, request: Request) -> Receipt:
         finished = time.time()
-        sequence = work.sequence
+        sequence, first = work.sequence, work.requests[0]
         assert sequence.finish_reason is not None and work.first_token is not None
         return Receipt(
-            id=sequence.id,
+            id=request.id,
             finish_reason=sequence.finish_reason,
-            queued=work.request.queued,
+            queued=request.queued,
             started=timestamp(work.started),
             first_token=timestamp(work.first_token),
             finished=timestamp(finished),
             prompt_tokens=len(sequence.prompt),
+            cached_tokens=sequence.n_cached if request is first else len(sequence.prompt),
             generated_tokens=len(sequence.generated),
             tokens_per_second=round(len(sequence.generated) / max(1e-6, finished - work.started), 2),
-            sampling=asdict(work.sampling),
+            sampling=asdict(work.sampling if request.sampling.seed is None else request.sampling),
             model=self._model,
             template=self._runner.prompts.source,
             llama_cpp=self._runner.build.commit,
             nrvna=__version__,
+            same_as=None if request is first else first.id,
+            reproducible=self._runner.is_reproducible,
         )

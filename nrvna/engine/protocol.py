@@ -8,6 +8,7 @@ From the engine, one key each:
     {"fatal": "reason"}                   it cannot start; it ends
     {"begins": id}                        the engine is at this job from now on, first to turn it into tokens
     {"waits": id}                         it is not at it any more: the job waits in it for a slot, then begins again
+    {"joins": id, "leader": id}           it asks for the very same as another: both are computed once
     {"text": {id: "new text", ...}}       what a step added
     {"done": id, "answer": "...", "receipt": {...}}
     {"refused": id, "reason": "..."}      the job can never be answered
@@ -26,7 +27,7 @@ class Ready:
 
     description: str
     backend: str
-    slots: int
+    parallel: int
     context: int
     threads: int
 

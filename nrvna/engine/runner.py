@@ -3,88 +3,150 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nrvna.config import Config, Sampling
-from nrvna.engine.machine import available_memory, physical_cores
 from nrvna.engine.prompt import PromptEncoder
-from nrvna.engine.scheduler import Chunk
-from nrvna.errors import ModelLoadError, SettingError
+from nrvna.engine.reproducible import Findings, examine
+from nrvna.engine.scheduler import Chunk, Move
+from nrvna.engine.sequence import Sequence
+from nrvna.engine.shape import Shape, best_parallel, choose_shape, measure_speeds
+from nrvna.errors import ModelLoadError
 from nrvna.llama import PENALTY_WINDOW, Batch, Context, Library, Model, Sampler, load_library
 
 log = logging.getLogger("nrvna.engine")
 
 # Tokens computed in one step at most: long prompts are cut into chunks of this.
 BATCH_TOKENS = 512
-AUTO_CONTEXT = 4096
-AUTO_SLOTS = 8
-# The part of the memory there is that weights and KV cache may take together where slots are chosen automatically.
-_MEMORY_SHARE = 0.7
-_MAX_CELLS = 1 << 31
+# Where so many tokens are drawn from so many logits, threads gain more than they cost.
+_PARALLEL_LOGITS = 200_000
 
 
 @dataclass(frozen=True)
-class Shape:
-    """How the model is run: ``slots`` sequences of ``context`` tokens each, on ``threads`` CPU threads."""
+class Layout:
+    """How the KV cache is divided and read. ``micro_batch``: tokens computed at once."""
 
-    slots: int
-    context: int
-    threads: int
-    kv_bytes: int
+    name: str
+    unified: bool
+    flash_attention: bool | None
+    micro_batch: int = BATCH_TOKENS
 
 
-def choose_shape(model: Model, weights: int, config: Config) -> Shape:
-    """The shape asked for, or what suits the model and the memory there is. ``weights`` is their size in bytes.
-
-    Raises SettingError if NRVNA_CTX and NRVNA_PARALLEL are too large together.
-    """
-    trained = model.n_ctx_train or AUTO_CONTEXT
-    context = config.ctx or min(trained, AUTO_CONTEXT)
-    if context > trained:
-        log.warning("a context of %d tokens is more than the %d that the model was trained for", context, trained)
-    per_slot = model.kv_cache_bytes(context)
-    room = int(available_memory() * _MEMORY_SHARE) - weights
-    slots = config.parallel or max(1, min(AUTO_SLOTS, room // max(1, per_slot)))
-    if context * slots >= _MAX_CELLS:
-        raise SettingError(f"{slots} jobs of {context} tokens are more than llama.cpp counts: lower NRVNA_CTX")
-    return Shape(slots, context, config.threads or physical_cores(), slots * per_slot)
+# Cells for all sequences together: prefixes are shared without a copy, memory goes where it is needed.
+FLASH = Layout("flash", unified=True, flash_attention=None)
+# The same cells read otherwise (see attention.py). Its buffers grow with the tokens computed at once.
+PLAIN = Layout("plain", unified=True, flash_attention=False, micro_batch=128)
+# A part of the cache for each sequence, read without flash attention: on a CPU nothing of a sequence's logits then
+# depends on its neighbours.
+STREAMS = Layout("streams", unified=False, flash_attention=False)
 
 
 class Runner:
     """A loaded model with a context for several sequences, and a sampler for each that runs.
 
-    ``progress`` is called with 0.0 to 1.0 while the weights are read. Raises what Model and Context raise.
+    ``findings`` says what was seen to be reproducible, None where nobody asked. ``progress`` is called with 0.0 to
+    1.0 while the weights are read. Raises what Model and Context raise.
     """
 
     def __init__(self, path: Path, config: Config, progress: Callable[[float], None] | None = None) -> None:
-        library = load_library(Path(config.llama_dir) if config.llama_dir else None)
+        library = load_library(
+            Path(config.llama_dir) if config.llama_dir else None, rowwise=bool(config.reproducible)
+        )
         self.build = library.build
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
-        self.model = Model(path, gpu_layers=config.gpu_layers, progress=progress)
+        self.on_gpu = has_gpu(library) and config.gpu_layers > 0
+        self.findings: Findings | None = None
+        self._config = config
+        self._progress = progress
+        self._samplers: dict[Sequence, Sampler] = {}
+        self._batch = Batch(BATCH_TOKENS)
+        self._load(path, repack=True)
+        self._pool = ThreadPoolExecutor(self.shape.threads, thread_name_prefix="sample")
+
+    @property
+    def shares(self) -> bool:
+        """Whether sequences may begin with cached tokens of others."""
+        return self.model.has_plain_cache and (self.findings is None or self.findings.sharing)
+
+    @property
+    def is_reproducible(self) -> bool | None:
+        """Whether an answer is the same whatever runs beside it, as far as was seen; None where nobody asked."""
+        return self.findings.again if self.findings else None
+
+    def _load(self, path: Path, *, repack: bool) -> None:
+        self.model = Model(path, gpu_layers=self._config.gpu_layers, repack=repack, progress=self._progress)
         if not self.model.is_generative:
             raise ModelLoadError(f"{path} is an encoder: it does not continue a text")
         self.prompts = PromptEncoder(self.model)
-        shape = choose_shape(self.model, self.model.size_bytes, config)
-        self._context = Context(
+        self.shape = self._choose_shape()
+        self._context = self._open(STREAMS if self._config.reproducible else FLASH)
+        if self._config.reproducible:
+            self._examine(path, repack)
+
+    def _choose_shape(self) -> Shape:
+        config, model = self._config, self.model
+        if config.parallel:
+            shape = choose_shape(model, model.size_bytes, config)
+            log.info("%d jobs at a time, as asked for; %s", shape.parallel, _room(shape))
+            return shape
+        speeds = measure_speeds(model, config.threads or choose_shape(model, model.size_bytes, config).threads)
+        best = best_parallel(speeds)
+        shape = choose_shape(model, model.size_bytes, config, best)
+        measured = ", ".join(f"{count}: {speed:.0f}" for count, speed in speeds.items())
+        why = "memory allows no more" if shape.parallel < best else f"tokens/s measured at {measured}"
+        log.info("%d jobs at a time (%s); %s", shape.parallel, why, _room(shape))
+        return shape
+
+    def use(self, layout: Layout) -> None:
+        """Begin with an empty KV cache of that layout."""
+        self._context.close()
+        self._context = self._open(layout)
+
+    def _open(self, layout: Layout) -> Context:
+        shape = self.shape
+        self.layout = layout
+        return Context(
             self.model,
-            n_ctx=shape.context * shape.slots,
+            n_ctx=shape.cells or shape.context * shape.slots,
             n_seq_max=shape.slots,
             n_batch=BATCH_TOKENS,
-            n_ubatch=BATCH_TOKENS,
+            n_ubatch=layout.micro_batch,
             threads=shape.threads,
-            flash_attention=None if has_gpu(library) and config.gpu_layers else False,
-            # A part of the cache for each: with flash attention off, a sequence's logits on a CPU are then the same
-            # alone and among neighbours, so that an answer can be made again from its seed.
-            kv_unified=False,
+            flash_attention=layout.flash_attention,
+            kv_unified=layout.unified,
         )
-        self.shape = Shape(shape.slots, self._context.n_ctx_seq, shape.threads, shape.kv_bytes)
-        self._batch = Batch(BATCH_TOKENS)
-        self._samplers: dict[int, Sampler] = {}
 
-    def start(self, slot: int, sampling: Sampling, prompt: Sequence[int]) -> None:
-        """Make a slot ready for a new sequence."""
+    def _examine(self, path: Path, repack: bool) -> None:
+        log.info("checking that this model's answers are the same whatever runs beside them")
+        self.findings = found = examine(self._context, slots=self.shape.slots)
+        if not (found.batching and found.sharing) and repack:
+            log.info("they are not with repacked weights: trying without")
+            self.model.close()
+            self._load(path, repack=False)
+            return
+        if not found.again:
+            log.warning("not reproducible: this model computed the same prompt differently a second time")
+        elif not found.batching:
+            log.warning("reproducible one job at a time only: neighbours change what this model computes")
+            self.shape = replace(self.shape, parallel=1, slots=1)
+            self.use(self.layout)
+            self.findings = replace(examine(self._context, slots=1), batching=False)
+        weights = "" if repack else ", weights not repacked"
+        log.info(
+            "reproducible: %d jobs at a time, cached prefixes %s%s; it costs a tenth to a third of the speed",
+            self.shape.parallel,
+            "reused" if self.shares else "not reused",
+            weights,
+        )
+
+    # Sequences.
+
+    def begin(self, sequence: Sequence, sampling: Sampling) -> None:
+        """Make a sampler for a new sequence."""
         sampler = Sampler(
             self.model,
             temp=sampling.temp,
@@ -93,12 +155,29 @@ class Runner:
             min_p=sampling.min_p,
             repeat_penalty=sampling.repeat_penalty,
             seed=sampling.seed,
+            ignore_eos=sampling.ignore_eos,
         )
-        sampler.accept(prompt[-PENALTY_WINDOW:])
-        self._samplers[slot] = sampler
+        sampler.accept(sequence.prompt[-PENALTY_WINDOW:])
+        self._samplers[sequence] = sampler
 
-    def decode(self, plan: Sequence[Chunk]) -> list[int]:
-        """Compute a plan's tokens; returns each chunk's index in the batch. Raises DecodeError."""
+    def end(self, sequence: Sequence) -> None:
+        """Free the sampler of a sequence."""
+        self._samplers.pop(sequence).close()
+
+    def apply(self, moves: Rows[Move]) -> None:
+        """Make the scheduler's changes to the KV cache."""
+        for move in moves:
+            if move.source is None:
+                self._context.forget(move.slot, keep=move.keep)
+            else:
+                self._context.forget(move.slot)
+                self._context.copy(move.source, move.slot, move.keep)
+
+    def decode(self, plan: Rows[Chunk]) -> list[int]:
+        """Compute a plan's tokens; returns each chunk's index in the batch.
+
+        Raises NoSlotError, with the cache as it was, and DecodeError.
+        """
         self._batch.clear()
         indices = []
         for chunk in plan:
@@ -113,19 +192,27 @@ class Runner:
                 )
             )
         self._context.decode(self._batch)
-        for chunk in plan:
-            chunk.sequence.n_past += chunk.count
         return indices
 
-    def sample(self, slot: int, index: int) -> int:
-        """The next token of the sequence in a slot, from the logits at that index of the batch."""
-        return self._samplers[slot].sample(self._context, index)
+    def sample(self, rows: Rows[tuple[Sequence, int]]) -> list[int]:
+        """The next token of each sequence, from the logits at its index of the batch."""
+        if not rows:
+            return []
+        # The first look at the logits may reorder them; then several threads may read.
+        self._context.logits(rows[0][1])
+        if len(rows) > 1 and self.shape.threads > 1 and len(rows) * self.model.n_vocab >= _PARALLEL_LOGITS:
+            return list(self._pool.map(self._sample, rows))
+        return [self._sample(row) for row in rows]
 
-    def stop(self, slot: int) -> None:
-        """Forget the sequence in a slot."""
-        self._samplers.pop(slot).close()
-        self._context.forget(slot)
+    def _sample(self, row: tuple[Sequence, int]) -> int:
+        sequence, index = row
+        return self._samplers[sequence].sample(self._context, index)
 
 
 def has_gpu(library: Library) -> bool:
     return any(device.is_gpu for device in library.devices())
+
+
+def _room(shape: Shape) -> str:
+    where = f"{shape.cells} cells for all" if shape.cells else "each with cells of its own"
+    return f"{shape.context} tokens for each at most, {where}, {shape.threads} threads"

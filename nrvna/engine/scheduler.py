@@ -1,14 +1,23 @@
-"""Who goes next: pure Python over sequences, no model and no handles.
+"""Who goes next, and what need not be computed again: pure Python over sequences, no model and no handles.
 
-It does not decide what a token is or when a sequence ends; it decides which tokens go into the next batch.
+It does not decide what a token is or when a sequence ends; it decides which tokens go into the next batch, and which
+sequence begins with the cached tokens of another.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
+from nrvna.engine.cells import Cells
 from nrvna.engine.sequence import Sequence
+
+# Fewer tokens in common are computed again: not worth a copy, nor a place in the line.
+MIN_SHARED = 16
+# How many that came later may start before a sequence does.
+MAX_OVERTAKEN = 16
 
 
 @dataclass(frozen=True)
@@ -20,27 +29,88 @@ class Chunk:
     output: bool
 
 
-class Scheduler:
-    """Continuous batching over a fixed number of slots, each with room for ``context`` tokens.
+@dataclass(frozen=True)
+class Move:
+    """A change to the KV cache: ``slot`` holds the first ``keep`` tokens of ``source`` and nothing else.
 
-    A step's batch holds the next token of every running sequence, then as much of the waiting prompts as fits the
-    ``budget`` of tokens, in the order they came. So a long prompt holds the others up by no more than one step at a
-    time, and a sequence that was admitted never runs out of room.
+    ``source`` None is the slot itself.
     """
 
-    def __init__(self, *, slots: int, context: int, budget: int) -> None:
-        if budget < slots:
-            raise ValueError(f"a budget of {budget} tokens a step cannot hold a token for each of {slots} slots")
+    slot: int
+    keep: int = 0
+    source: int | None = None
+
+
+class _Choice(NamedTuple):
+    """Who starts: a place in line, and the slot that holds the first ``cached`` tokens already."""
+
+    place: int
+    source: int | None
+    cached: int
+
+
+class Scheduler:
+    """Continuous batching over slots of the KV cache, with room for ``context`` tokens a sequence.
+
+    At most ``parallel`` sequences run at once. A step's batch holds the next token of each, then as much of the
+    waiting prompts as fits the ``budget`` of tokens, in the order they started: a long prompt holds the others up by
+    no more than one step at a time. ``slots``, at least ``parallel``, is how many sequences the KV cache tells apart:
+    one that is finished leaves its prompt there, until the slot is needed for another, least recently used first.
+
+    ``cells`` is the size of a KV cache that all slots share; None gives each slot room for a whole context. A
+    sequence starts only if all it may come to hold fits beside all that the others may: it then never runs out of
+    room.
+
+    With ``share``, a sequence whose prompt begins as one that is in the cache starts behind a copy of these tokens,
+    and one that begins as a prompt being computed waits for it. Of the first ``look_ahead`` in line the one with most
+    tokens to reuse starts first, but nobody is overtaken more than MAX_OVERTAKEN times.
+    """
+
+    def __init__(
+        self,
+        *,
+        parallel: int,
+        context: int,
+        budget: int,
+        slots: int = 0,
+        cells: int | None = None,
+        share: bool = True,
+        look_ahead: int = 64,
+    ) -> None:
+        if budget < parallel:
+            raise ValueError(
+                f"a budget of {budget} tokens a step cannot hold a token for each of {parallel} sequences"
+            )
+        if cells is not None and cells < context:
+            raise ValueError(f"{cells} cells cannot hold a sequence of {context} tokens")
+        slots = max(slots, parallel)
         self.context = context
-        self.slots = slots
+        self.parallel = parallel
         self._budget = budget
-        self._free = list(range(slots - 1, -1, -1))
+        self._share = share
+        self._look_ahead = look_ahead
+        self._cells = Cells(cells, slots) if cells is not None else None
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        # What each slot holds: the prompt of a sequence, running or done, as far as its n_past says.
+        self._held: list[Sequence | None] = [None] * slots
+        # Slots without a running sequence, the least recently used first.
+        self._idle = list(range(slots))
+        self._moves: list[Move] = []
+        # After the cache turned out fuller than thought, nobody starts before somebody ends.
+        self._is_full = False
 
     def __len__(self) -> int:
         """Sequences waiting and running."""
         return len(self._waiting) + len(self._running)
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        return tuple(self._running)
+
+    @property
+    def waiting(self) -> tuple[Sequence, ...]:
+        return tuple(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the line. Raises ValueError if its prompt leaves no room for an answer."""
@@ -49,32 +119,192 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def admit(self) -> list[Sequence]:
-        """Give free slots to those who wait; returns who starts now."""
-        admitted = []
-        while self._free and self._waiting:
-            sequence = self._waiting.popleft()
-            sequence.slot = self._free.pop()
-            self._running.append(sequence)
-            admitted.append(sequence)
-        return admitted
+        """Start those who wait, as far as there is room; returns who starts now."""
+        started = []
+        while self._waiting and len(self._running) < self.parallel and not self._is_full:
+            choice = self._choose()
+            if choice is None:
+                break
+            started.append(self._start(choice))
+        return started
 
     def plan(self) -> list[Chunk]:
-        """The next batch. Empty only if nothing runs."""
+        """The next batch, by slots. Empty only if nothing runs."""
         plan = [Chunk(sequence, 1, output=True) for sequence in self._running if not sequence.is_prefilling]
         left = self._budget - len(plan)
         for sequence in self._running:
             if sequence.is_prefilling and left:
-                missing = len(sequence.prompt) - sequence.n_past
+                missing = sequence.n_pending
                 count = min(missing, left)
                 plan.append(Chunk(sequence, count, output=count == missing))
                 left -= count
+        if self._cells is not None:
+            needed = sum(chunk.count for chunk in plan)
+            while self._cells.free < needed:
+                self._forget(next(slot for slot in self._idle if self._held[slot]))
+        # Neighbours in the batch are neighbours in the cache: llama.cpp computes runs of consecutive slots at once.
+        plan.sort(key=lambda chunk: -1 if chunk.sequence.slot is None else chunk.sequence.slot)
         return plan
 
+    def take_moves(self) -> list[Move]:
+        """The changes to the KV cache that must be made, in this order, before the plan is decoded."""
+        moves, self._moves = self._moves, []
+        return moves
+
+    def decoded(self, plan: list[Chunk]) -> None:
+        """The plan's tokens are in the cache now."""
+        for chunk in plan:
+            if self._cells is not None:
+                self._cells.take(_slot(chunk.sequence), chunk.count)
+            chunk.sequence.n_past += chunk.count
+
     def release(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is, and free its slot."""
+        """Take a sequence out, wherever it is. Its prompt stays in the cache for others to begin with."""
         if sequence.slot is None:
             self._waiting.remove(sequence)
             return
+        self._is_full = False
+        self._vacate(sequence, min(sequence.n_past, len(sequence.prompt)) if self._share else 0)
+
+    def shed(self) -> bool:
+        """Make room where the cache had less than thought: forget what only rests there, else put the last started
+        back to the head of the line, where it waits for another one's end. False if there is nothing to shed."""
+        resting = [slot for slot in self._idle if self._held[slot]]
+        for slot in resting:
+            self._forget(slot)
+        if resting:
+            return True
+        if len(self._running) < 2:
+            return False
+        sequence = self._running[-1]
+        self._vacate(sequence, 0)
+        sequence.n_past = 0
+        self._waiting.appendleft(sequence)
+        self._is_full = True
+        return True
+
+    def clear(self) -> None:
+        """Forget all that is in the cache, which is emptied by other means: who runs starts over, first in line."""
+        for sequence in reversed(self._running):
+            sequence.slot = None
+            sequence.n_past = 0
+            self._waiting.appendleft(sequence)
+        self._running.clear()
+        self._held = [None] * len(self._held)
+        self._idle = list(range(len(self._held)))
+        self._moves.clear()
+        if self._cells is not None:
+            self._cells = Cells(self._cells.count, len(self._held))
+
+    # Choosing.
+
+    def _choose(self) -> _Choice | None:
+        """Who starts next, if anybody can."""
+        best: _Choice | None = None
+        for place, sequence in enumerate(islice(self._waiting, self._look_ahead)):
+            # Whoever came earlier was overtaken at least as often: those whose turn it is stand at the head.
+            is_due = sequence.overtaken >= MAX_OVERTAKEN
+            source, cached = self._longest_held(sequence)
+            if not is_due and self._being_computed(sequence) - cached >= MIN_SHARED:
+                continue
+            fits = self._fits(sequence, source, cached)
+            if fits and (best is None or cached >= best.cached + MIN_SHARED):
+                best = _Choice(place, source, cached)
+            if is_due:
+                break
+        return best
+
+    def _longest_held(self, sequence: Sequence) -> tuple[int | None, int]:
+        """The slot that holds most of a prompt's head, and how much; the last token is always computed."""
+        best: tuple[int | None, int] = (None, 0)
+        if not self._share:
+            return best
+        for slot, held in enumerate(self._held):
+            if held is None:
+                continue
+            common = min(sequence.n_common(held), held.n_past, len(sequence.prompt) - 1)
+            if common >= MIN_SHARED and common > best[1]:
+                best = (slot, common)
+        return best
+
+    def _being_computed(self, sequence: Sequence) -> int:
+        """How much of a prompt's head is in the prompts that are being computed now, in one of them at most."""
+        if not self._share:
+            return 0
+        others = (other for other in self._running if other.n_past < len(other.prompt))
+        longest = max((sequence.n_common(other) for other in others), default=0)
+        return min(longest, len(sequence.prompt) - 1)
+
+    def _fits(self, sequence: Sequence, source: int | None, cached: int) -> bool:
+        if self._cells is None:
+            return True
+        woken = self._cells.resting(source, cached) if source is not None else 0
+        promised = sum(self._reserve(other) - other.n_past for other in self._running)
+        return self._reserve(sequence) - cached + woken <= self._cells.count - self._cells.busy - promised
+
+    def _reserve(self, sequence: Sequence) -> int:
+        """The most cells that a sequence may come to hold."""
+        return min(len(sequence.prompt) + sequence.max_tokens, self.context)
+
+    # Slots.
+
+    def _start(self, choice: _Choice) -> Sequence:
+        place, source, cached = choice
+        sequence = self._waiting[place]
+        del self._waiting[place]
+        for earlier in islice(self._waiting, place):
+            earlier.overtaken += 1
+        slot = self._slot_for(source)
+        if slot == source:
+            self._keep(slot, cached)
+        else:
+            self._forget(slot)
+            if source is not None:
+                self._moves[-1] = Move(slot, cached, source)
+                if self._cells is not None:
+                    self._cells.share(source, slot, cached)
+                if source in self._idle:
+                    self._idle.append(self._idle.pop(self._idle.index(source)))
+        if self._cells is not None:
+            self._cells.run(slot)
+        self._idle.remove(slot)
+        self._held[slot] = sequence
+        sequence.slot = slot
+        sequence.n_past = sequence.n_cached = cached
+        self._running.append(sequence)
+        return sequence
+
+    def _slot_for(self, source: int | None) -> int:
+        """The idle slot to give away: the least recently used, but rather not the one to copy from.
+
+        Where each slot has cells of its own, the lowest, so that the running ones are neighbours in the cache.
+        """
+        others = [slot for slot in self._idle if slot != source] or self._idle
+        if self._cells is None and self._running:
+            return min(others)
+        return others[0]
+
+    def _vacate(self, sequence: Sequence, keep: int) -> None:
+        slot = _slot(sequence)
         self._running.remove(sequence)
-        self._free.append(sequence.slot)
+        self._idle.append(slot)
         sequence.slot = None
+        if self._cells is not None:
+            self._cells.rest(slot)
+        self._keep(slot, keep)
+        if not keep:
+            self._held[slot] = None
+
+    def _keep(self, slot: int, length: int) -> None:
+        self._moves.append(Move(slot, length))
+        if self._cells is not None:
+            self._cells.keep(slot, length)
+
+    def _forget(self, slot: int) -> None:
+        self._keep(slot, 0)
+        self._held[slot] = None
+
+
+def _slot(sequence: Sequence) -> int:
+    assert sequence.slot is not None
+    return sequence.slot

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
+
+_TOKEN_BYTES = 4
 
 
 @dataclass(eq=False)
@@ -10,7 +13,9 @@ class Sequence:
     """The tokens of one request and how far they have come.
 
     ``n_past`` counts the tokens in the KV cache: those of the prompt first, then the generated ones but for the last,
-    which is decoded in the next step. ``slot`` is the sequence's number in the context, None while it waits.
+    which is decoded in the next step. ``n_cached`` counts those of the prompt that were there already and were not
+    computed again. ``slot`` is the sequence's number in the context, None while it waits. ``overtaken`` counts the
+    later ones that started before it, ``key`` is the prompt as bytes.
     """
 
     id: str
@@ -18,8 +23,15 @@ class Sequence:
     max_tokens: int
     generated: list[int] = field(default_factory=list)
     n_past: int = 0
+    n_cached: int = 0
     slot: int | None = None
+    overtaken: int = 0
     finish_reason: str | None = None
+    key: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # So two prompts are compared at the speed of memcmp.
+        self.key = array("i", self.prompt).tobytes()
 
     @property
     def n_tokens(self) -> int:
@@ -27,16 +39,32 @@ class Sequence:
         return len(self.prompt) + len(self.generated)
 
     @property
+    def n_pending(self) -> int:
+        """Tokens still to be computed before the next one can be sampled."""
+        return self.n_tokens - self.n_past
+
+    @property
     def is_prefilling(self) -> bool:
-        """Whether tokens of the prompt are still to be computed."""
-        return self.n_past < len(self.prompt)
+        """Whether more is to be computed than the token sampled last."""
+        return self.n_pending > 1 or not self.generated
 
     def pending(self, count: int) -> list[int]:
-        """The next ``count`` tokens to decode."""
-        end = self.n_past + count
-        if self.n_past < len(self.prompt):
-            return self.prompt[self.n_past : end]
-        return self.generated[self.n_past - len(self.prompt) : end - len(self.prompt)]
+        """The next ``count`` tokens to compute."""
+        end, prompt = self.n_past + count, len(self.prompt)
+        head = self.prompt[self.n_past : end]
+        return head + self.generated[max(0, self.n_past - prompt) : max(0, end - prompt)]
+
+    def n_common(self, other: Sequence) -> int:
+        """Tokens with which both prompts begin."""
+        mine, theirs = self.key, other.key
+        same, different = 0, min(len(mine), len(theirs)) // _TOKEN_BYTES + 1
+        while different - same > 1:
+            middle = (same + different) // 2
+            if mine[: middle * _TOKEN_BYTES] == theirs[: middle * _TOKEN_BYTES]:
+                same = middle
+            else:
+                different = middle
+        return same
 
     def append(self, token: int, *, ends: bool, context: int) -> None:
         """Take in a sampled token and settle whether the sequence is finished, and why.

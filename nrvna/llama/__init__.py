@@ -6,7 +6,17 @@ chooses tokens from them. llama.cpp itself is loaded on first use; ``load_librar
 
 from nrvna.llama.context import Batch, Context
 from nrvna.llama.library import Library, load_library
-from nrvna.llama.model import Model, check_file
+from nrvna.llama.model import Model, check_file, quantize
 from nrvna.llama.sampler import PENALTY_WINDOW, Sampler
 
-__all__ = ["PENALTY_WINDOW", "Batch", "Context", "Library", "Model", "Sampler", "check_file", "load_library"]
+__all__ = [
+    "PENALTY_WINDOW",
+    "Batch",
+    "Context",
+    "Library",
+    "Model",
+    "Sampler",
+    "check_file",
+    "load_library",
+    "quantize",
+]

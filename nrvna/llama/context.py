@@ -95,6 +95,7 @@ class Context(Handle):
             params.n_threads = params.n_threads_batch = threads
         params.no_perf = True
         self.model = model
+        self.kv_unified = kv_unified
         if model.is_vocab_only:
             raise ContextError(f"{model.path.name} was loaded for its vocabulary alone: it cannot decode")
         with library.complaints() as complaints:
@@ -104,6 +105,7 @@ class Context(Handle):
             raise ContextError(f"llama.cpp cannot make a context of {n_ctx} tokens for {model.path.name}: {reason}")
         super().__init__(library, pointer, lib.llama_free)
         model.dependents.add(self)
+        self._row_bytes = model.n_vocab * np.dtype(np.float32).itemsize
 
     @property
     def n_ctx_seq(self) -> int:
@@ -126,19 +128,33 @@ class Context(Handle):
         _check_decoded(self._lib.llama_decode(self.pointer, batch.struct[0]))
 
     def logits(self, index: int) -> NDArray[np.float32]:
-        """A copy of the logits at that index of the last batch, shape (n_vocab,).
+        """The logits at that index of the last batch, shape (n_vocab,): llama.cpp's memory until the next decode.
 
-        Raises IndexError if none were asked for there.
+        The first call after a decode may put the rows of all sequences in order; from then on several threads may
+        read. Raises IndexError if none were asked for there.
         """
         row = self._lib.llama_get_logits_ith(self.pointer, index)
         if not row:
+            # llama.cpp would abort the process if it were to sample here.
             raise IndexError(f"the last batch has no logits at index {index}")
-        size = self.model.n_vocab * np.dtype(np.float32).itemsize
-        return np.frombuffer(self._ffi.buffer(row, size), np.float32).copy()
+        return np.frombuffer(self._ffi.buffer(row, self._row_bytes), np.float32)
 
-    def forget(self, sequence: int) -> None:
-        """Remove a sequence from the KV cache."""
-        self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self.pointer), sequence, -1, -1)
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let ``target``, which must be empty, begin with the first ``length`` tokens of ``source``.
+
+        With ``kv_unified`` both then share these cells. Else the next decode copies the source's whole part of the
+        cache first: between parts llama.cpp copies nothing less.
+        """
+        memory = self._lib.llama_get_memory(self.pointer)
+        if self.kv_unified:
+            self._lib.llama_memory_seq_cp(memory, source, target, 0, length)
+        else:
+            self._lib.llama_memory_seq_cp(memory, source, target, -1, -1)
+            self.forget(target, keep=length)
+
+    def forget(self, sequence: int, *, keep: int = 0) -> None:
+        """Remove a sequence from the KV cache, save its first ``keep`` tokens."""
+        self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self.pointer), sequence, keep, -1)
 
 
 def _check_decoded(code: int) -> None:

@@ -5,6 +5,7 @@ Loading happens on first use, so that importing ``nrvna.llama`` is free where ll
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from nrvna.errors import LibraryError
-from nrvna.llama.location import BUILD_COMMAND, Build, find_build, module_name
+from nrvna.llama.location import BUILD_COMMAND, ROWWISE, Build, find_build, module_name
 
 log = logging.getLogger("nrvna.llama")
 
@@ -32,10 +33,14 @@ class Device:
 
 
 class Library:
-    """llama.cpp as loaded into this process, once."""
+    """llama.cpp as loaded into this process, once. ``is_rowwise``: without the tiled products (see rowwise.c)."""
 
-    def __init__(self, build: Build) -> None:
+    def __init__(self, build: Build, *, rowwise: bool) -> None:
         self.build = build
+        self.is_rowwise = rowwise and (build.directory / ROWWISE).exists()
+        if self.is_rowwise:
+            # Global and first, so that the linker finds it before ggml's own function of that name.
+            ctypes.CDLL(str(build.directory / ROWWISE), mode=ctypes.RTLD_GLOBAL)
         module = _import(build)
         # Typed as Any: cffi makes both at run time from declarations.h.
         self.ffi: Any = module.ffi
@@ -118,20 +123,24 @@ class _Logger:
 _loaded: Library | None = None
 
 
-def load_library(root: Path | None = None) -> Library:
+def load_library(root: Path | None = None, *, rowwise: bool = False) -> Library:
     """Load llama.cpp, or return what is loaded already; a process holds one build.
 
-    ``root`` is a folder of builds or one build's own folder; None means the user's data folder.
+    ``root`` is a folder of builds or one build's own folder; None means the user's data folder. ``rowwise`` sets the
+    tiled matrix products aside where the platform can, so that a row's result does not depend on how many are
+    computed with it; it has to be asked for before anything else loads the library.
 
     Raises LibraryError if it was never built, was built for another machine, or does not load.
     """
     global _loaded
+    if _loaded is not None and rowwise and not _loaded.is_rowwise and (_loaded.build.directory / ROWWISE).exists():
+        raise LibraryError("llama.cpp is loaded already with its tiled products: ask for rowwise first")
     if _loaded is None or (root is not None and find_build(root) != _loaded.build):
         if _loaded is not None:
             raise LibraryError(
                 f"llama.cpp is loaded already from {_loaded.build.directory}; a process holds one build"
             )
-        _loaded = Library(find_build(root))
+        _loaded = Library(find_build(root), rowwise=rowwise)
     return _loaded
 
 

@@ -17,6 +17,8 @@ import platformdirs
 from nrvna.errors import LibraryError
 
 DECLARATIONS = Path(__file__).with_name("declarations.h")
+ROWWISE_SOURCE = Path(__file__).with_name("rowwise.c")
+ROWWISE = "librowwise.so"
 MANIFEST = "build.json"
 BUILD_COMMAND = "python scripts/build_llama.py"
 # A GPU build can run on the CPU as well, so it is preferred where it exists.

@@ -30,7 +30,8 @@ class Model(Handle):
     """A model loaded from a GGUF file. Several contexts may share one.
 
     ``gpu_layers`` is the number of layers to put on a GPU, where there is one. ``vocab_only`` loads no weights:
-    enough to tokenise and to read the metadata. ``progress`` is called with 0.0 to 1.0 and may raise to stop.
+    enough to tokenise and to read the metadata. ``repack`` False leaves the weights in the file's order, without the
+    faster orders that ggml knows for some formats. ``progress`` is called with 0.0 to 1.0 and may raise to stop.
 
     Raises ModelNotFoundError, ModelFormatError, ModelTruncatedError or ModelLoadError, each naming the file, and
     LibraryError if llama.cpp was never built.
@@ -42,6 +43,7 @@ class Model(Handle):
         *,
         gpu_layers: int = 99,
         vocab_only: bool = False,
+        repack: bool = True,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         self.path = Path(path)
@@ -50,6 +52,7 @@ class Model(Handle):
         params = library.lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
         params.vocab_only = vocab_only
+        params.use_extra_bufts = repack
         reporter = _Reporter(progress)
         handle = library.ffi.new_handle(reporter)
         params.progress_callback = library.lib.nrvna_on_progress
@@ -111,6 +114,12 @@ class Model(Handle):
         lib, pointer = self._lib, self.pointer
         return bool(lib.llama_model_has_decoder(pointer) and not lib.llama_model_has_encoder(pointer))
 
+    @property
+    def has_plain_cache(self) -> bool:
+        """Whether its memory is a KV cache that can be cut at any token: that of a recurrent model cannot."""
+        lib, pointer = self._lib, self.pointer
+        return not (lib.llama_model_is_recurrent(pointer) or lib.llama_model_is_hybrid(pointer))
+
     @cached_property
     def metadata(self) -> dict[str, str]:
         """The GGUF metadata, values as text, arrays shortened by llama.cpp."""
@@ -166,6 +175,11 @@ class Model(Handle):
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation: end of sequence, of turn, of message."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end a generation."""
+        return tuple(token for token in range(self.n_vocab) if self.is_end(token))
 
     @property
     def suppressed(self) -> list[int]:
@@ -269,6 +283,27 @@ class Model(Handle):
     @staticmethod
     def _token_or_none(token: int) -> int | None:
         return token if token >= 0 else None
+
+
+def quantize(source: str | Path, target: str | Path, quantization: str, *, threads: int = 0) -> None:
+    """Write a model file in another format, "Q4_0" or "Q8_0"; also from one that is quantized already.
+
+    ``threads`` 0 takes as many as the machine has. Raises ValueError for another format, what reading the file as a
+    Model raises, and ModelLoadError if llama.cpp fails.
+    """
+    check_file(Path(source))
+    library = load_library()
+    lib = library.lib
+    formats = {"Q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0, "Q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0}
+    if quantization not in formats:
+        raise ValueError(f"{quantization!r} is none of {', '.join(formats)}")
+    params = library.ffi.new("llama_model_quantize_params *")
+    params[0] = lib.llama_model_quantize_default_params()
+    params.nthread, params.ftype, params.allow_requantize = threads, formats[quantization], True
+    with library.complaints() as complaints:
+        failed = lib.llama_model_quantize(os.fsencode(Path(source)), os.fsencode(Path(target)), params)
+    if failed:
+        raise ModelLoadError(f"llama.cpp cannot write {source} as {quantization}: {' | '.join(complaints)}")
 
 
 class _Reporter:

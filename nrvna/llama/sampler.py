@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from nrvna.llama.context import Context
 from nrvna.llama.handle import Handle
 from nrvna.llama.library import load_library
@@ -16,7 +18,7 @@ class Sampler(Handle):
     """Penalties, top-k, top-p, min-p, temperature and a draw, in llama.cpp's order; greedy at temperature 0.
 
     It holds the state of one sequence: the tokens that the penalties look at and the random generator. ``seed`` None
-    draws one, which nobody can then repeat.
+    draws one, which nobody can then repeat. ``ignore_eos`` never lets the answer end by itself.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Sampler(Handle):
         min_p: float = 0.05,
         repeat_penalty: float = 1.0,
         seed: int | None = None,
+        ignore_eos: bool = False,
     ) -> None:
         library = load_library()
         lib = library.lib
@@ -38,7 +41,8 @@ class Sampler(Handle):
         self.model = model
         # The chain owns what is added to it and frees it.
         links = []
-        if suppressed := model.suppressed:
+        suppressed = [*model.suppressed, *(model.ends if ignore_eos else ())]
+        if suppressed:
             biases = self._ffi.new("llama_logit_bias[]", [(token, float("-inf")) for token in suppressed])
             links.append(lib.llama_sampler_init_logit_bias(model.n_vocab, len(suppressed), biases))
         if repeat_penalty != 1.0:
@@ -53,6 +57,8 @@ class Sampler(Handle):
             ]
         else:
             links.append(lib.llama_sampler_init_greedy())
+        # Nothing to compute but the largest logit, and no state to keep.
+        self._takes_largest = temp <= 0 and len(links) == 1
         for link in links:
             lib.llama_sampler_chain_add(self._pointer, link)
 
@@ -64,10 +70,11 @@ class Sampler(Handle):
     def sample(self, context: Context, index: int) -> int:
         """Choose a token from the logits at that index of the last batch.
 
-        The token is accepted already: accepting it again would count it twice.
+        The token is accepted already: accepting it again would count it twice. Several threads may sample for several
+        sequences at once, each with its own Sampler, once one call to :meth:`Context.logits` was made.
         Raises IndexError if no logits were asked for there.
         """
-        if not self._lib.llama_get_logits_ith(context.pointer, index):
-            # llama.cpp would abort the process.
-            raise IndexError(f"the last batch has no logits at index {index}")
+        logits = context.logits(index)
+        if self._takes_largest:
+            return int(np.argmax(logits))
         return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, index))

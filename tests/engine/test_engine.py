@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from nrvna.config import Config, Sampling
-from nrvna.engine.engine import Engine, Request
-from nrvna.engine.runner import Runner
+from nrvna.engine.engine import Engine, Joined, Request
+from nrvna.engine.runner import FLASH, PLAIN, Runner
 from nrvna.errors import JobError
 from nrvna.job import Receipt
 
@@ -20,8 +18,8 @@ GREEDY = Sampling(temp=0.0, predict=16)
 PROMPTS = [f"Describe the number {number} in a few words." for number in range(8)]
 
 
-def runner_of(model_file: Path, slots: int, context: int = 512) -> Runner:
-    return Runner(model_file, Config(parallel=slots, ctx=context))
+def runner_of(model_file: Path, parallel: int, context: int = 512, *, reproducible: bool = False) -> Runner:
+    return Runner(model_file, Config(parallel=parallel, ctx=context, reproducible=int(reproducible)))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +37,7 @@ def run(runner: Runner, requests: list[Request]) -> dict[str, tuple[str, Receipt
     """Answer requests to the end; checks on the way that pieces add up to answers."""
     engine = Engine(runner, {"path": "model"})
     for one in requests:
-        engine.add(one)
+        assert engine.add(one) is None
     answers: dict[str, tuple[str, Receipt]] = {}
     pieces = {one.id: "" for one in requests}
     while not engine.is_idle:
@@ -55,26 +53,6 @@ def test_more_requests_than_slots_are_all_answered(runner: Runner) -> None:
     answers = run(runner, [request(str(number), prompt) for number, prompt in enumerate(PROMPTS)])
     assert len(answers) == len(PROMPTS)
     assert all(answer and receipt.generated_tokens for answer, receipt in answers.values())
-
-
-def test_an_answer_is_the_same_alone_and_in_a_full_queue(runner: Runner) -> None:
-    sampling = Sampling(temp=0.8, predict=24, seed=7)
-    together = run(runner, [request(prompt, prompt, sampling) for prompt in PROMPTS])
-    for prompt in PROMPTS[:3]:
-        alone = run(runner, [request(prompt, prompt, sampling)])
-        assert alone[prompt][0] == together[prompt][0]
-
-
-def test_an_answer_is_the_same_at_any_number_of_slots_in_any_order(model_file: Path) -> None:
-    digests = set()
-    requests = [request(prompt, prompt, Sampling(predict=16, seed=n)) for n, prompt in enumerate(PROMPTS)]
-    for slots in (1, 3, 8):
-        random.Random(slots).shuffle(requests)
-        own = runner_of(model_file, slots)
-        answers = run(own, requests)
-        own.model.close()
-        digests.add(hashlib.sha256(repr(sorted((k, v[0]) for k, v in answers.items())).encode()).hexdigest())
-    assert len(digests) == 1
 
 
 def test_an_unset_seed_is_drawn_and_its_receipt_makes_the_answer_again(runner: Runner) -> None:
@@ -104,6 +82,7 @@ def test_the_receipt_tells_what_happened(runner: Runner) -> None:
         "repeat_penalty": 1.0,
         "predict": 3,
         "seed": receipt.sampling["seed"],
+        "ignore_eos": False,
     }
     assert (receipt.model, receipt.template) == ({"path": "model"}, "model")
     assert receipt.llama_cpp == runner.build.commit
@@ -137,7 +116,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(runner: Ru
 
 def test_a_prompt_of_several_batches_is_answered_beside_others(model_file: Path) -> None:
     own = runner_of(model_file, 2, context=2048)
-    long = "Here is a list of words: " + "apple pear " * 500 + "What is the second word?"
+    long = "Here is a list of words: " + "apple pear " * 300 + "What is the second word?"
     alone = run(own, [request("long", long)])["long"][0]
     together = run(own, [request("short", PROMPTS[0]), request("long", long), request("third", PROMPTS[1])])
     assert together["long"][0] == alone
@@ -154,3 +133,80 @@ def test_characters_that_span_tokens_arrive_whole(runner: Runner, tokens: int, a
     # Three tokens a crab: two of them add nothing yet; what the limit cuts is marked.
     assert texts[:6] == ["", "", "🦀", "", "", "🦀"]
     assert "".join(texts) == answer
+
+
+SHARED = "You are a careful librarian. " * 20
+
+
+def test_jobs_with_one_context_compute_it_once(runner: Runner) -> None:
+    answers = run(runner, [request(prompt, prompt, system=SHARED) for prompt in PROMPTS])
+    cached = sorted(receipt.cached_tokens or 0 for _, receipt in answers.values())
+    context = len(runner.prompts.encode("", SHARED, context=512))
+    assert cached[0] == 0
+    assert all(context - 16 < tokens < context + 16 for tokens in cached[1:])
+
+
+def test_identical_jobs_are_computed_once_and_each_gets_a_receipt(runner: Runner) -> None:
+    engine = Engine(runner, {})
+    assert engine.add(request("first", PROMPTS[0])) is None
+    assert engine.add(request("second", PROMPTS[0])) == Joined("first", "")
+    texts = {event.id: event.text for event in engine.step()}
+    late = engine.add(request("third", PROMPTS[0]))
+    assert late == Joined("first", texts["first"])
+    texts["third"] = late.text
+    receipts = {}
+    while not engine.is_idle:
+        for event in engine.step():
+            texts[event.id] += event.text
+            if event.receipt:
+                receipts[event.id] = event.receipt
+                assert event.answer
+    assert engine.tally.tokens == receipts["first"].generated_tokens
+    assert texts["first"] == texts["second"] == texts["third"]
+    assert [receipts[name].same_as for name in ("first", "second", "third")] == [None, "first", "first"]
+    assert receipts["third"].cached_tokens == receipts["third"].prompt_tokens
+
+
+def test_jobs_that_are_alike_but_meant_to_differ_are_computed_each(runner: Runner) -> None:
+    engine = Engine(runner, {})
+    drawn, seeded = Sampling(temp=0.8, predict=4), Sampling(temp=0.8, predict=4, seed=1)
+    requests = [("a", drawn), ("b", drawn), ("c", seeded), ("d", replace(seeded, seed=2))]
+    assert [engine.add(request(name, PROMPTS[0], sampling)) for name, sampling in requests] == [None] * 4
+    while not engine.is_idle:
+        engine.step()
+
+
+def test_an_identical_job_that_comes_after_the_end_is_computed_again(runner: Runner) -> None:
+    engine = Engine(runner, {})
+    for _ in range(2):
+        assert engine.add(request("a", PROMPTS[0])) is None
+        while not engine.is_idle:
+            engine.step()
+
+
+def test_an_answer_goes_on_to_the_limit_if_it_must_not_end(runner: Runner) -> None:
+    sampling = replace(GREEDY, predict=40, ignore_eos=True)
+    _, receipt = run(runner, [request("a", "Say only the word: yes", sampling)])["a"]
+    assert (receipt.finish_reason, receipt.generated_tokens) == ("length", 40)
+
+
+def test_a_cache_fuller_than_thought_loses_no_job(model_file: Path) -> None:
+    own = runner_of(model_file, 4, 256)
+    # The scheduler is told of twice the cells that there are.
+    own.shape = replace(own.shape, cells=2 * (own.shape.cells or 0), parallel=8)
+    requests = [
+        request(prompt, "word " * 150 + prompt, replace(GREEDY, predict=40, ignore_eos=True)) for prompt in PROMPTS
+    ]
+    answers = run(own, [replace(one, prompt=f"{n} {one.prompt}") for n, one in enumerate(requests)])
+    own.model.close()
+    assert len(answers) == len(PROMPTS)
+    assert all(receipt.generated_tokens == 40 for _, receipt in answers.values())
+
+
+def test_what_jobs_share_decides_the_attention(model_file: Path) -> None:
+    own = runner_of(model_file, 8, 512)
+    assert own.layout is FLASH
+    together = run(own, [request(prompt, prompt, system=SHARED * 2) for prompt in PROMPTS])
+    assert own.layout is PLAIN
+    assert sorted(receipt.cached_tokens or 0 for _, receipt in together.values())[1] > 200
+    own.model.close()

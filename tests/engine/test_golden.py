@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -17,6 +18,7 @@ import pytest
 from nrvna.config import Config, Sampling
 from nrvna.engine.engine import Engine, Request
 from nrvna.engine.runner import Runner
+from nrvna.llama.location import ROWWISE
 
 PROMPTS = [
     "Name three primes.",
@@ -41,7 +43,9 @@ def server(peers: Path, model_file: Path, tmp_path_factory: pytest.TempPathFacto
     with log.open("w") as file:
         where = ["-m", str(model_file), "--host", "127.0.0.1", "--port", str(port)]
         command = [str(peers / "llama-server"), *where, *options]
-        process = subprocess.Popen(command, stdout=file, stderr=file)
+        # The same kernels too: those of reproducible mode.
+        rowwise = {"LD_PRELOAD": str(peers.parent / ROWWISE)}
+        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **rowwise})
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
@@ -69,7 +73,7 @@ Answers = dict[str, tuple[list[int], str, str]]
 
 def answers(model_file: Path, sampling: Sampling) -> Answers:
     """Prompt tokens, answer and finish reason of every prompt, all answered together."""
-    runner = Runner(model_file, Config(parallel=4, ctx=1024))
+    runner = Runner(model_file, Config(parallel=4, ctx=1024, reproducible=1))
     engine = Engine(runner, {})
     for prompt in PROMPTS:
         engine.add(Request(prompt, prompt, "", None, sampling))

@@ -1,0 +1,86 @@
+"""Reproducible mode on the real model: the same bytes whatever runs beside a job."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nrvna.config import Config, Sampling
+from nrvna.engine.engine import Engine, Request
+from nrvna.engine.reproducible import examine
+from nrvna.engine.runner import Runner
+from nrvna.llama import Context, Model
+
+CONTEXT = "You answer questions about a village with a mill, a bridge and nine houses. " * 4
+TOPICS = ["mill", "bridge", "houses", "river", "baker", "road", "school", "well"]
+# Eight short, eight behind one context, eight of different lengths.
+PROMPTS = (
+    [(f"Tell me about the {topic}.", None) for topic in TOPICS]
+    + [(f"What is known of the {topic}?", CONTEXT) for topic in TOPICS]
+    + [(f"Repeat: {'and then ' * (3 + 11 * number)}the {topic}.", None) for number, topic in enumerate(TOPICS)]
+)
+
+
+def requests(tokens: int) -> list[Request]:
+    sampling = Sampling(temp=0.8, predict=tokens)
+    return [
+        Request(str(number), prompt, "", system, replace(sampling, seed=number))
+        for number, (prompt, system) in enumerate(PROMPTS)
+    ]
+
+
+def answers(model_file: Path, parallel: int, jobs: list[Request]) -> dict[str, str]:
+    """A hash of each answer, all jobs waiting at once; asserts that the receipts promise what is tested here."""
+    runner = Runner(model_file, Config(parallel=parallel, ctx=512, reproducible=1))
+    engine = Engine(runner, {})
+    for job in jobs:
+        engine.add(job)
+    found = {}
+    while not engine.is_idle:
+        for event in engine.step():
+            if event.receipt:
+                assert event.receipt.reproducible
+                found[event.id] = hashlib.sha256(event.answer.encode()).hexdigest()
+    runner.model.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(model_file: Path) -> dict[str, str]:
+    return answers(model_file, 1, requests(16))
+
+
+@pytest.mark.parametrize("parallel", [4, 16])
+def test_24_sampled_answers_are_the_same_at_any_number_of_jobs_at_a_time(
+    model_file: Path, alone: dict[str, str], parallel: int
+) -> None:
+    jobs = requests(16)
+    random.Random(parallel).shuffle(jobs)
+    assert answers(model_file, parallel, jobs) == alone
+
+
+def test_an_answer_is_the_same_with_nothing_shared_before_it(model_file: Path, alone: dict[str, str]) -> None:
+    [job] = [job for job in requests(16) if job.id == "9"]
+    assert answers(model_file, 2, [job]) == {"9": alone["9"]}
+
+
+def test_what_is_reproducible_of_a_layout_is_found_out(model: Model) -> None:
+    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, flash_attention=False) as streams:
+        held = examine(streams, slots=8)
+    assert held.again and held.batching and held.sharing
+
+
+def test_a_layout_whose_neighbours_change_the_logits_is_found_out(model: Model) -> None:
+    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, flash_attention=True, kv_unified=True) as unified:
+        held = examine(unified, slots=8)
+    assert held.again and not held.batching
+
+
+def test_an_engine_that_was_not_asked_promises_nothing(model_file: Path) -> None:
+    runner = Runner(model_file, Config(parallel=1, ctx=256))
+    assert runner.is_reproducible is None
+    runner.model.close()
