@@ -20,9 +20,6 @@ from nrvna.errors import JobError, NrvnaError, TemplateError, TokenizeError
 
 log = logging.getLogger("nrvna.engine")
 
-# How long to wait for the next job of a pile that has just begun to come.
-_GATHER_S = 0.01
-
 
 class Channel:
     """Both directions of the pipe. A thread reads, so that the daemon never waits for a decode to be heard."""
@@ -87,7 +84,7 @@ def _answer_pile(engine: Engine, channel: Channel) -> None:
     # The first jobs of a pile come one by one, and are done sooner if they begin together.
     while message:
         _add(engine, channel, message["add"])
-        message = channel.next(_GATHER_S)
+        message = channel.next(engine.patience_s)
     engine.tally = Tally()
     while not engine.is_idle:
         while message := channel.next(0):

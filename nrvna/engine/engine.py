@@ -23,6 +23,12 @@ log = logging.getLogger("nrvna.engine")
 
 # Jobs that end before the attention may be changed again, for each that runs at a time.
 _SETTLED = 4
+# How much more there must be to compute than is lost, for the attention to be changed.
+_WORTH_A_CHANGE = 4
+# How long to wait for another job before the first ones begin, for each token that they take to compute: a fortieth
+# of what a small model needs on a CPU. Those that begin together share more, and the attention is chosen once.
+_PATIENCE_PER_TOKEN_S = 0.0002
+_LEAST_PATIENCE_S, _MOST_PATIENCE_S = 0.01, 0.2
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,15 @@ class Engine:
         self._works[work.sequence] = work
         return None
 
+    @property
+    def patience_s(self) -> float:
+        """How long the next job of a pile is worth waiting for, before the first ones begin."""
+        waiting = self._scheduler.waiting
+        if self._runner.on_gpu or len(waiting) >= self._scheduler.parallel:
+            return 0.0
+        tokens = sum(sequence.n_pending for sequence in waiting)
+        return min(_MOST_PATIENCE_S, max(_LEAST_PATIENCE_S, tokens * _PATIENCE_PER_TOKEN_S))
+
     def start(self) -> list[str]:
         """Begin the requests for which there is room; returns their ids. A step does this too if nobody did."""
         self._choose_attention()
@@ -180,6 +195,10 @@ class Engine:
         together = (*running, *waiting)[: self._scheduler.parallel]
         better = PLAIN if plain_is_faster(together) else FLASH
         if better is self._runner.layout:
+            return
+        lost = sum(sequence.n_past - sequence.n_cached for sequence in running)
+        ahead = sum(sequence.n_pending + sequence.max_tokens for sequence in (*running, *waiting))
+        if ahead < _WORTH_A_CHANGE * lost:
             return
         self._scheduler.clear()
         self._runner.use(better)
