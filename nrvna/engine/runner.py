@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nrvna.config import Config, Sampling
+from nrvna.engine.attention import Costs
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.reproducible import Findings, examine
 from nrvna.engine.scheduler import Chunk, Move
@@ -60,6 +61,7 @@ class Runner:
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
         self.on_gpu = has_gpu(library) and config.gpu_layers > 0
         self.findings: Findings | None = None
+        self.costs: Costs | None = None
         self._config = config
         self._progress = progress
         self._samplers: dict[Sequence, Sampler] = {}
@@ -94,6 +96,7 @@ class Runner:
             log.info("%d jobs at a time, as asked for; %s", shape.parallel, _room(shape))
             return shape
         speeds = measure_speeds(model, config.threads or choose_shape(model, model.size_bytes, config).threads)
+        self.costs = Costs.of(speeds, model.attention_products / max(1, model.n_params))
         best = best_parallel(speeds)
         shape = choose_shape(model, model.size_bytes, config, best)
         measured = ", ".join(f"{count}: {speed:.0f}" for count, speed in speeds.items())
@@ -130,7 +133,8 @@ class Runner:
             return
         if not found.again:
             log.warning("not reproducible: this model computed the same prompt differently a second time")
-        elif not found.batching:
+            return
+        if not found.batching:
             log.warning("reproducible one job at a time only: neighbours change what this model computes")
             self.shape = replace(self.shape, parallel=1, slots=1)
             self.use(self.layout)

@@ -190,6 +190,7 @@ class Scheduler:
             sequence.n_past = 0
             self._waiting.appendleft(sequence)
         self._running.clear()
+        self._is_full = False
         self._held = [None] * len(self._held)
         self._idle = list(range(len(self._held)))
         self._moves.clear()

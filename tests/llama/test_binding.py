@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nrvna.errors import (
     ContextError,
@@ -21,7 +22,7 @@ from nrvna.errors import (
     TemplateError,
     TokenizeError,
 )
-from nrvna.llama import Batch, Context, Model, Sampler, location
+from nrvna.llama import Batch, Context, Model, Sampler, location, quantize
 
 TEXTS = ["Hello, world!", "  leading spaces", "naïve café — 東京 🦀", "tabs\tand\n\nnewlines\n", "x" * 5000]
 
@@ -297,3 +298,72 @@ def test_a_context_outlives_the_name_of_its_model(model_file: Path) -> None:
     last = batch.add([5], position=0)
     context.decode(batch)
     assert context.logits(last).any()
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_a_copied_head_of_a_sequence_is_followed_as_if_it_had_been_computed(model: Model, unified: bool) -> None:
+    head, tail = list(range(100, 130)), list(range(200, 205))
+
+    def logits(context: Context, tokens: list[int], position: int) -> NDArray[np.float32]:
+        batch = Batch(64)
+        last = batch.add(tokens, position=position, sequence=1)
+        context.decode(batch)
+        return context.logits(last).copy()
+
+    with Context(model, n_ctx=512, n_seq_max=2, kv_unified=unified, flash_attention=False) as context:
+        computed = logits(context, head + tail, 0)
+        context.forget(1)
+        batch = Batch(64)
+        batch.add([*head, 7, 8, 9], position=0, sequence=0)
+        context.decode(batch)
+        context.copy(0, 1, len(head))
+        assert np.allclose(logits(context, tail, len(head)), computed, atol=1e-3)
+
+
+def test_what_is_kept_of_a_forgotten_sequence_can_be_continued(model: Model) -> None:
+    with Context(model, n_ctx=256) as context:
+        batch = Batch(64)
+        batch.add(list(range(100, 130)), position=0)
+        context.decode(batch)
+        context.forget(0, keep=20)
+        batch.clear()
+        last = batch.add([5], position=20)
+        context.decode(batch)
+        assert context.logits(last).any()
+
+
+def test_a_sampler_told_to_go_on_never_ends_the_answer(model: Model) -> None:
+    with Context(model, n_ctx=256) as context, Sampler(model, temp=0, ignore_eos=True) as sampler:
+        batch = Batch(64)
+        last = batch.add(model.tokenize("<|im_end|>" * 3, parse_special=True), position=0)
+        context.decode(batch)
+        assert not model.is_end(sampler.sample(context, last))
+
+
+def test_the_largest_logit_is_what_llama_cpps_greedy_sampler_takes(model: Model) -> None:
+    with Context(model, n_ctx=256) as context, Sampler(model, temp=0) as ours, Sampler(model, top_k=1) as theirs:
+        batch = Batch(64)
+        last = batch.add(model.tokenize("The capital of France is"), position=0)
+        context.decode(batch)
+        assert ours.sample(context, last) == theirs.sample(context, last)
+
+
+def test_a_model_can_be_written_in_another_format(model_file: Path, tmp_path: Path) -> None:
+    target = tmp_path / "q8.gguf"
+    quantize(model_file, target, "Q8_0", threads=2)
+    with Model(target, vocab_only=True) as written:
+        assert written.quantization == "Q8_0"
+
+
+def test_a_format_that_is_not_offered_is_refused(model_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'Q9' is none of Q4_0, Q8_0"):
+        quantize(model_file, tmp_path / "q9.gguf", "Q9")
+
+
+def test_the_tiled_products_cannot_be_set_aside_once_they_are_loaded() -> None:
+    code = (
+        "from nrvna.config import llama_dir; from nrvna.llama import load_library; "
+        "load_library(llama_dir()); load_library(llama_dir(), rowwise=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "LibraryError: llama.cpp is loaded already with its tiled products" in done.stderr
