@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.contenders import BenchmarkError
+from benchmarks.contenders import BenchmarkError, exit_code
 from benchmarks.throughput import say
 from nrvna.config import Config, engine_environment, llama_dir
 from nrvna.engine.machine import physical_cores
-from nrvna.errors import NrvnaError
 from nrvna.llama import Batch, Context, Model, load_library
 
 BATCH_TOKENS = 512
@@ -225,17 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("name a model")
     if not 1 <= options.rounds <= MAX_ROUNDS:
         parser.error(f"--rounds goes from 1 to {MAX_ROUNDS}")
-    try:
-        if options.one is not None:
-            serve(json.loads(options.one))
-        else:
-            run(options)
-    except (BenchmarkError, NrvnaError, OSError) as error:
-        print(f"attention: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    one = options.one
+    return exit_code("attention", lambda: run(options) if one is None else serve(json.loads(one)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.workloads import Job, Workload
+from nrvna.errors import NrvnaError
 from nrvna.workspace import Workspace
 
 POLL_S = 0.02
@@ -25,6 +27,19 @@ WARM_UP = Job("Hello.", 4)
 
 class BenchmarkError(Exception):
     """Why nothing can be measured, in one line for the user."""
+
+
+def exit_code(name: str, action: Callable[[], None]) -> int:
+    """Run a benchmark: 0; 1 with the reason in one line; 130 after Ctrl-C. SIGTERM cleans up too, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        action()
+    except (BenchmarkError, NrvnaError, OSError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 @dataclass(frozen=True)

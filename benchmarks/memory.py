@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import report
-from benchmarks.contenders import BenchmarkError, check_alive, running
+from benchmarks.contenders import BenchmarkError, check_alive, exit_code, running
 from benchmarks.throughput import say
 from benchmarks.workloads import Writer
-from nrvna.errors import NrvnaError
 from nrvna.workspace import Workspace
 
 # Jobs queued beyond those that are finished, and finished jobs between two looks.
@@ -169,6 +167,17 @@ def measure(model: Path, jobs: int, folder: Path) -> None:
     print(f"\nThe engine's peak is {verdict} the limit; it counts the mapped weights as far as they were read.")
 
 
+def run(options: argparse.Namespace) -> None:
+    facts = report.machine()
+    print(
+        f"{facts['processor']}, {facts['physical_cores']} physical cores, {date.today()}; {options.model.name}. "
+        f"{PROMPT_WORDS} words a prompt, {SETTINGS['predict']} tokens an answer, at most {AHEAD} jobs ahead.\n",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="nrvna-memory-") as folder:
+        measure(options.model, options.jobs, Path(folder))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.memory",
@@ -178,23 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a .gguf file")
     parser.add_argument("--jobs", type=int, default=2000)
     options = parser.parse_args(argv)
-    # So that the daemon is ended and the temporary folder removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        facts = report.machine()
-        print(
-            f"{facts['processor']}, {facts['physical_cores']} physical cores, {date.today()}; {options.model.name}. "
-            f"{PROMPT_WORDS} words a prompt, {SETTINGS['predict']} tokens an answer, at most {AHEAD} jobs ahead.\n",
-            flush=True,
-        )
-        with tempfile.TemporaryDirectory(prefix="nrvna-memory-") as folder:
-            measure(options.model, options.jobs, Path(folder))
-    except (BenchmarkError, NrvnaError, OSError) as error:
-        print(f"memory: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code("memory", lambda: run(options))
 
 
 if __name__ == "__main__":

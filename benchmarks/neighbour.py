@@ -24,10 +24,9 @@ from datetime import date
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.contenders import BenchmarkError, check_alive, running
+from benchmarks.contenders import BenchmarkError, check_alive, exit_code, running
 from benchmarks.throughput import say
 from benchmarks.workloads import Tokenizer, Writer
-from nrvna.errors import NrvnaError
 from nrvna.job import JobState
 from nrvna.workspace import Workspace
 
@@ -251,17 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--patience", type=int, default=180, help="most seconds for a pile beside busy loops (default 180)")
     add("--compile-seconds", type=int, default=10, help="about what one compile takes alone (default 10)")
     options = parser.parse_args(argv)
-    # So that the daemon and the busy loops are ended and the temporary folders removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        with tempfile.TemporaryDirectory(prefix="nrvna-compile-") as folder:
-            run(options, Path(folder))
-    except (BenchmarkError, NrvnaError, OSError) as error:
-        print(f"neighbour: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    with tempfile.TemporaryDirectory(prefix="nrvna-compile-") as folder:
+        return exit_code("neighbour", lambda: run(options, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.contenders import BenchmarkError, Contender, Nrvna, Sample
+from benchmarks.contenders import BenchmarkError, Contender, Nrvna, Sample, exit_code
 from benchmarks.peers import BatchedBench, Completion, Server, Setup, program
 from benchmarks.report import Results
 from benchmarks.workloads import DEFAULT_WORKLOADS, WORKLOADS, Tokenizer, Workload, make
 from nrvna.config import llama_dir
 from nrvna.engine.machine import physical_cores
-from nrvna.errors import NrvnaError
 from nrvna.llama.location import find_build
 
 PEERS = ("llama-server", "batched-bench", "completion")
@@ -204,16 +202,7 @@ def run(options: Options) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # So that the daemon and the servers are ended and the temporary folders removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        run(parse(argv))
-    except (BenchmarkError, NrvnaError, OSError) as error:
-        print(f"throughput: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code("throughput", lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":
