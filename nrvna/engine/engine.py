@@ -11,7 +11,7 @@ from typing import Any
 
 from nrvna import __version__
 from nrvna.config import MAX_SEED, Sampling
-from nrvna.engine.attention import best_together, plain_is_faster
+from nrvna.engine.attention import plain_is_faster
 from nrvna.engine.runner import BATCH_TOKENS, FLASH, PLAIN, STREAMS, Runner
 from nrvna.engine.scheduler import Chunk, Move, Scheduler
 from nrvna.engine.sequence import Sequence
@@ -192,7 +192,7 @@ class Engine:
         running, waiting = self._scheduler.running, self._scheduler.waiting
         if not waiting:
             return
-        together = (*running, *waiting)[: self._runner.shape.parallel]
+        together = (*running, *waiting)[: self._scheduler.parallel]
         better = PLAIN if plain_is_faster(together) else FLASH
         if better is self._runner.layout:
             return
@@ -201,12 +201,9 @@ class Engine:
         if ahead < _WORTH_A_CHANGE * lost:
             return
         self._scheduler.clear()
-        self._scheduler.parallel = self._runner.shape.parallel
-        if better is PLAIN and self._runner.costs:
-            self._scheduler.parallel = min(self._scheduler.parallel, best_together(together, self._runner.costs))
         self._runner.use(better)
         self._until_settled = _SETTLED * self._scheduler.parallel
-        log.info("%s attention from here on, %d jobs at a time", better.name, self._scheduler.parallel)
+        log.info("%s attention from here on", better.name)
 
     def _advance(self, work: _Work, token: int) -> list[Event]:
         sequence, model = work.sequence, self._runner.model

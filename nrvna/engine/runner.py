@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nrvna.config import Config, Sampling
-from nrvna.engine.attention import Costs
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.reproducible import Findings, examine
 from nrvna.engine.scheduler import Chunk, Move
@@ -61,7 +60,6 @@ class Runner:
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
         self.on_gpu = has_gpu(library) and config.gpu_layers > 0
         self.findings: Findings | None = None
-        self.costs: Costs | None = None
         self._config = config
         self._progress = progress
         self._samplers: dict[Sequence, Sampler] = {}
@@ -96,7 +94,6 @@ class Runner:
             log.info("%d jobs at a time, as asked for; %s", shape.parallel, _room(shape))
             return shape
         speeds = measure_speeds(model, config.threads or choose_shape(model, model.size_bytes, config).threads)
-        self.costs = Costs.of(speeds, model.attention_products / max(1, model.n_params))
         best = best_parallel(speeds)
         shape = choose_shape(model, model.size_bytes, config, best)
         measured = ", ".join(f"{count}: {speed:.0f}" for count, speed in speeds.items())

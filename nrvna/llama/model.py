@@ -136,23 +136,11 @@ class Model(Handle):
 
         From the metadata alone, so that it can be told without loading the weights.
         """
-        kv_heads = self._number("attention.head_count_kv") or self._heads
-        return (self._number("block_count") or 0) * kv_heads * self._head_width * 2 * n_ctx
-
-    @property
-    def attention_products(self) -> int:
-        """Multiplications that attention takes for one token and one cell of the KV cache, in all layers."""
-        return (self._number("block_count") or 0) * self._heads * self._head_width
-
-    @property
-    def _heads(self) -> int:
-        return self._number("attention.head_count") or 1
-
-    @property
-    def _head_width(self) -> int:
-        """Elements of a key and a value of one head together."""
-        width = (self._number("embedding_length") or 0) // self._heads
-        return sum(self._number(f"attention.{kind}_length") or width for kind in ("key", "value"))
+        heads = self._number("attention.head_count") or 1
+        kv_heads = self._number("attention.head_count_kv") or heads
+        width = (self._number("embedding_length") or 0) // heads
+        key, value = (self._number(f"attention.{kind}_length") or width for kind in ("key", "value"))
+        return (self._number("block_count") or 0) * kv_heads * (key + value) * 2 * n_ctx
 
     def _number(self, key: str) -> int | None:
         """A number of the architecture's metadata; the largest of them where each layer has its own."""

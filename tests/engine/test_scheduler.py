@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrvna.engine.attention import Costs, best_together, plain_is_faster
+from nrvna.engine.attention import plain_is_faster
 from nrvna.engine.scheduler import MAX_OVERTAKEN, MIN_SHARED, Chunk, Move, Scheduler
 from nrvna.engine.sequence import Sequence
 
@@ -419,22 +419,3 @@ def test_plain_attention_is_for_long_prefixes_that_many_share() -> None:
     assert not plain_is_faster(unlike)
     assert not plain_is_faster(short)
     assert not plain_is_faster(alike[:2])
-
-
-def test_what_a_step_costs_is_read_from_the_calibration() -> None:
-    # 5 ms for a step and 7 ms for each token in it.
-    speeds = {count: count / (0.005 + 0.007 * count) for count in (1, 2, 4, 8, 16)}
-    costs = Costs.of(speeds, products_per_weight=0.001)
-    assert costs is not None
-    assert (round(costs.step, 6), round(costs.token, 6)) == (0.005, 0.007)
-    assert costs.cell == pytest.approx(1.4 * 0.007 * 0.001)
-    assert Costs.of({1: 80.0}, 0.001) is None
-
-
-def test_the_more_a_step_costs_and_the_less_is_not_shared_the_more_run_together() -> None:
-    costs = Costs(step=0.005, token=0.007, cell=2.5e-6)
-    little = [sequence(str(number), 600, head=tuple(range(560))) for number in range(8)]
-    more = [sequence(str(number), 900, head=tuple(range(560))) for number in range(8)]
-    assert best_together(little, costs) == round((0.005 / (2.5e-6 * 42)) ** 0.5) == 7
-    assert best_together(more, costs) == 4 < best_together(little, costs)
-    assert best_together(little, Costs(step=0.5, token=0.3, cell=2.5e-6)) > 50
