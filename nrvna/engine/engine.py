@@ -11,22 +11,22 @@ from typing import Any
 
 from nrvna import __version__
 from nrvna.config import MAX_SEED, Sampling
-from nrvna.engine.attention import plain_is_faster
-from nrvna.engine.runner import BATCH_TOKENS, FLASH, PLAIN, STREAMS, Runner
+from nrvna.engine.layout import BATCH_TOKENS, best_layout
+from nrvna.engine.runner import Runner
 from nrvna.engine.scheduler import Chunk, Move, Scheduler
 from nrvna.engine.sequence import Sequence
 from nrvna.engine.tally import Tally
-from nrvna.errors import NoSlotError
+from nrvna.errors import ContextError, NoSlotError
 from nrvna.job import Receipt, timestamp
 
 log = logging.getLogger("nrvna.engine")
 
-# Jobs that end before the attention may be changed again, for each that runs at a time.
+# Jobs that end before the KV cache may be divided anew, for each that runs at a time.
 _SETTLED = 4
-# How much more there must be to compute than is lost, for the attention to be changed.
+# How much more there must be to compute than is lost, for it to be divided anew.
 _WORTH_A_CHANGE = 4
 # How long to wait for another job before the first ones begin, for each token that they take to compute: a fortieth
-# of what a small model needs on a CPU. Those that begin together share more, and the attention is chosen once.
+# of what a small model needs on a CPU. Those that begin together share more, and the cache is divided once.
 _PATIENCE_PER_TOKEN_S = 0.0002
 _LEAST_PATIENCE_S, _MOST_PATIENCE_S = 0.01, 0.2
 
@@ -90,16 +90,17 @@ class Engine:
     def __init__(self, runner: Runner, model: dict[str, Any]) -> None:
         self._runner = runner
         self._model = model
-        shape = runner.shape
+        layout = runner.layout
         self._scheduler = Scheduler(
-            parallel=shape.parallel,
-            slots=shape.slots,
-            cells=shape.cells,
-            context=shape.context,
+            parallel=layout.parallel,
+            slots=layout.slots,
+            cells=layout.shared_cells,
+            room=layout.room,
+            context=runner.shape.context,
             budget=BATCH_TOKENS,
             share=runner.shares,
         )
-        runner.apply([Move(slot) for slot in range(shape.slots)])
+        runner.apply([Move(slot) for slot in range(layout.slots)])
         self._works: dict[Sequence, _Work] = {}
         self._known: dict[tuple[bytes, Sampling], _Work] = {}
         self._until_settled = 0
@@ -138,7 +139,7 @@ class Engine:
 
     def start(self) -> list[str]:
         """Begin the requests for which there is room; returns their ids. A step does this too if nobody did."""
-        self._choose_attention()
+        self._choose_layout()
         admitted = self._scheduler.admit()
         begun = []
         for sequence in admitted:
@@ -185,25 +186,35 @@ class Engine:
         self._scheduler.decoded(plan)
         return indices
 
-    def _choose_attention(self) -> None:
-        """Take the attention that suits what runs and waits; rarely, as what is in the cache is then lost."""
-        if self._runner.layout is STREAMS or self._runner.on_gpu or self._until_settled > 0:
+    def _choose_layout(self) -> None:
+        """Divide the KV cache as suits what runs and waits; rarely, as what is in it is then lost."""
+        scheduler, runner = self._scheduler, self._runner
+        running, waiting = scheduler.running, scheduler.waiting
+        if not waiting or runner.layout_is_fixed:
             return
-        running, waiting = self._scheduler.running, self._scheduler.waiting
-        if not waiting:
+        context = scheduler.context
+        # Somebody's turn has come who has no room in this division, and the last others have made way.
+        must = not running and waiting[0].most_tokens(context) > runner.layout.room
+        if self._until_settled > 0 and not must:
             return
-        together = (*running, *waiting)[: self._scheduler.parallel]
-        better = PLAIN if plain_is_faster(together) else FLASH
-        if better is self._runner.layout:
+        in_sight = (*running, *waiting)
+        better = best_layout(in_sight, parallel=runner.shape.parallel, cells=runner.shape.cells, context=context)
+        if better == runner.layout:
             return
         lost = sum(sequence.n_past - sequence.n_cached for sequence in running)
-        ahead = sum(sequence.n_pending + sequence.max_tokens for sequence in (*running, *waiting))
+        ahead = sum(sequence.n_pending + sequence.max_tokens for sequence in in_sight)
         if ahead < _WORTH_A_CHANGE * lost:
             return
-        self._scheduler.clear()
-        self._runner.use(better)
-        self._until_settled = _SETTLED * self._scheduler.parallel
-        log.info("%s attention from here on", better.name)
+        self._until_settled = _SETTLED * better.parallel
+        try:
+            runner.use(better)
+            log.info("from here on %s", better)
+        except ContextError as error:
+            if must:
+                raise
+            log.warning("the KV cache stays as it is: %s", error)
+        layout = runner.layout
+        scheduler.rearrange(parallel=layout.parallel, slots=layout.slots, cells=layout.shared_cells, room=layout.room)
 
     def _advance(self, work: _Work, token: int) -> list[Event]:
         sequence, model = work.sequence, self._runner.model

@@ -6,43 +6,23 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nrvna.config import Config, Sampling
+from nrvna.engine.layout import BATCH_TOKENS, Layout, streams, unified
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.reproducible import Findings, examine
 from nrvna.engine.scheduler import Chunk, Move
 from nrvna.engine.sequence import Sequence
 from nrvna.engine.shape import Shape, best_parallel, choose_shape, measure_speeds
-from nrvna.errors import ModelLoadError
+from nrvna.errors import ContextError, ModelLoadError
 from nrvna.llama import PENALTY_WINDOW, Batch, Context, Library, Model, Sampler, load_library
 
 log = logging.getLogger("nrvna.engine")
 
-# Tokens computed in one step at most: long prompts are cut into chunks of this.
-BATCH_TOKENS = 512
 # Where so many tokens are drawn from so many logits, threads gain more than they cost.
 _PARALLEL_LOGITS = 200_000
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the KV cache is divided and read. ``micro_batch``: tokens computed at once."""
-
-    name: str
-    unified: bool
-    flash_attention: bool | None
-    micro_batch: int = BATCH_TOKENS
-
-
-# Cells for all sequences together: prefixes are shared without a copy, memory goes where it is needed.
-FLASH = Layout("flash", unified=True, flash_attention=None)
-# The same cells read otherwise (see attention.py). Its buffers grow with the tokens computed at once.
-PLAIN = Layout("plain", unified=True, flash_attention=False, micro_batch=128)
-# A part of the cache for each sequence, read without flash attention: on a CPU nothing of a sequence's logits then
-# depends on its neighbours.
-STREAMS = Layout("streams", unified=False, flash_attention=False)
 
 
 class Runner:
@@ -59,6 +39,8 @@ class Runner:
         self.build = library.build
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
         self.on_gpu = has_gpu(library) and config.gpu_layers > 0
+        # Other layouts were not measured on a GPU, nor seen to be reproducible.
+        self.layout_is_fixed = self.on_gpu or bool(config.reproducible)
         self.findings: Findings | None = None
         self._config = config
         self._progress = progress
@@ -83,9 +65,12 @@ class Runner:
             raise ModelLoadError(f"{path} is an encoder: it does not continue a text")
         self.prompts = PromptEncoder(self.model)
         self.shape = self._choose_shape()
-        self._context = self._open(STREAMS if self._config.reproducible else FLASH)
         if self._config.reproducible:
+            self._context = self._open(streams(self.shape.parallel, self.shape.cells, flash_attention=False))
             self._examine(path, repack)
+        else:
+            choose = unified if self.on_gpu else streams
+            self._context = self._open(choose(self.shape.parallel, self.shape.cells))
 
     def _choose_shape(self) -> Shape:
         config, model = self._config, self.model
@@ -102,27 +87,32 @@ class Runner:
         return shape
 
     def use(self, layout: Layout) -> None:
-        """Begin with an empty KV cache of that layout."""
+        """Begin with an empty KV cache of that layout. Raises ContextError; it is then empty and as before."""
+        before = self.layout
         self._context.close()
-        self._context = self._open(layout)
+        try:
+            self._context = self._open(layout)
+        except ContextError:
+            self._context = self._open(before)
+            raise
 
     def _open(self, layout: Layout) -> Context:
-        shape = self.shape
-        self.layout = layout
-        return Context(
+        context = Context(
             self.model,
-            n_ctx=shape.cells or shape.context * shape.slots,
-            n_seq_max=shape.slots,
+            n_ctx=layout.cells,
+            n_seq_max=layout.slots,
             n_batch=BATCH_TOKENS,
             n_ubatch=layout.micro_batch,
-            threads=shape.threads,
+            threads=self.shape.threads,
             flash_attention=layout.flash_attention,
             kv_unified=layout.unified,
         )
+        self.layout = layout
+        return context
 
     def _examine(self, path: Path, repack: bool) -> None:
         log.info("checking that this model's answers are the same whatever runs beside them")
-        self.findings = found = examine(self._context, slots=self.shape.slots)
+        self.findings = found = examine(self._context, slots=self.layout.slots)
         if not (found.batching and found.sharing) and repack:
             log.info("they are not with repacked weights: trying without")
             self.model.close()
@@ -133,8 +123,8 @@ class Runner:
             return
         if not found.batching:
             log.warning("reproducible one job at a time only: neighbours change what this model computes")
-            self.shape = replace(self.shape, parallel=1, slots=1)
-            self.use(self.layout)
+            self.shape = replace(self.shape, parallel=1)
+            self.use(replace(self.layout, parallel=1, slots=1, cells=self.layout.room))
             self.findings = replace(examine(self._context, slots=1), batching=False)
         weights = "" if repack else ", weights not repacked"
         log.info(
@@ -215,5 +205,4 @@ def has_gpu(library: Library) -> bool:
 
 
 def _room(shape: Shape) -> str:
-    where = f"{shape.cells} cells for all" if shape.cells else "each with cells of its own"
-    return f"{shape.context} tokens for each at most, {where}, {shape.threads} threads"
+    return f"{shape.context} tokens for each at most, {shape.cells} for all, {shape.threads} threads"

@@ -57,9 +57,9 @@ class Scheduler:
     no more than one step at a time. ``slots``, at least ``parallel``, is how many sequences the KV cache tells apart:
     one that is finished leaves its prompt there, until the slot is needed for another, least recently used first.
 
-    ``cells`` is the size of a KV cache that all slots share; None gives each slot room for a whole context. A
-    sequence starts only if all it may come to hold fits beside all that the others may: it then never runs out of
-    room.
+    ``cells`` is the size of a KV cache that all slots share; None gives each slot ``room`` for so many tokens, or for
+    a whole context if that is None too. A sequence starts only if all it may come to hold fits beside all that the
+    others may: it then never runs out of room.
 
     With ``share``, a sequence whose prompt begins as one that is in the cache starts behind a copy of these tokens,
     and one that begins as a prompt being computed waits for it. Of the first ``look_ahead`` in line the one with most
@@ -74,24 +74,35 @@ class Scheduler:
         budget: int,
         slots: int = 0,
         cells: int | None = None,
+        room: int | None = None,
         share: bool = True,
         look_ahead: int = 64,
     ) -> None:
-        if budget < parallel:
-            raise ValueError(
-                f"a budget of {budget} tokens a step cannot hold a token for each of {parallel} sequences"
-            )
-        if cells is not None and cells < context:
-            raise ValueError(f"{cells} cells cannot hold a sequence of {context} tokens")
-        slots = max(slots, parallel)
         self.context = context
-        self.parallel = parallel
         self._budget = budget
         self._share = share
         self._look_ahead = look_ahead
-        self._cells = Cells(cells, slots) if cells is not None else None
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        self.rearrange(parallel=parallel, slots=slots, cells=cells, room=room)
+
+    def rearrange(self, *, parallel: int, slots: int = 0, cells: int | None = None, room: int | None = None) -> None:
+        """Go on with another KV cache, an empty one: who runs starts over, first in line."""
+        if self._budget < parallel:
+            raise ValueError(
+                f"a budget of {self._budget} tokens a step cannot hold a token for each of {parallel} sequences"
+            )
+        if cells is not None and cells < self.context:
+            raise ValueError(f"{cells} cells cannot hold a sequence of {self.context} tokens")
+        for sequence in reversed(self._running):
+            sequence.slot = None
+            sequence.n_past = 0
+            self._waiting.appendleft(sequence)
+        self._running.clear()
+        slots = max(slots, parallel)
+        self.parallel = parallel
+        self._cells = Cells(cells, slots) if cells is not None else None
+        self._room = self.context if room is None else room
         # What each slot holds: the prompt of a sequence, running or done, as far as its n_past says.
         self._held: list[Sequence | None] = [None] * slots
         # Slots without a running sequence, the least recently used first.
@@ -126,6 +137,8 @@ class Scheduler:
             if choice is None:
                 break
             started.append(self._start(choice))
+        if self._cells is None and not self._waiting:
+            self._close_gaps()
         return started
 
     def plan(self) -> list[Chunk]:
@@ -142,7 +155,7 @@ class Scheduler:
             needed = sum(chunk.count for chunk in plan)
             while self._cells.free < needed:
                 self._forget(next(slot for slot in self._idle if self._held[slot]))
-        # Neighbours in the batch are neighbours in the cache: llama.cpp computes runs of consecutive slots at once.
+        # Neighbours in the batch are neighbours in the cache, see _close_gaps.
         plan.sort(key=lambda chunk: -1 if chunk.sequence.slot is None else chunk.sequence.slot)
         return plan
 
@@ -182,20 +195,6 @@ class Scheduler:
         self._waiting.appendleft(sequence)
         self._is_full = True
         return True
-
-    def clear(self) -> None:
-        """Forget all that is in the cache, which is emptied by other means: who runs starts over, first in line."""
-        for sequence in reversed(self._running):
-            sequence.slot = None
-            sequence.n_past = 0
-            self._waiting.appendleft(sequence)
-        self._running.clear()
-        self._is_full = False
-        self._held = [None] * len(self._held)
-        self._idle = list(range(len(self._held)))
-        self._moves.clear()
-        if self._cells is not None:
-            self._cells = Cells(self._cells.count, len(self._held))
 
     # Choosing.
 
@@ -238,14 +237,10 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence, source: int | None, cached: int) -> bool:
         if self._cells is None:
-            return True
+            return sequence.most_tokens(self.context) <= self._room
         woken = self._cells.resting(source, cached) if source is not None else 0
-        promised = sum(self._reserve(other) - other.n_past for other in self._running)
-        return self._reserve(sequence) - cached + woken <= self._cells.count - self._cells.busy - promised
-
-    def _reserve(self, sequence: Sequence) -> int:
-        """The most cells that a sequence may come to hold."""
-        return min(len(sequence.prompt) + sequence.max_tokens, self.context)
+        promised = sum(other.most_tokens(self.context) - other.n_past for other in self._running)
+        return sequence.most_tokens(self.context) - cached + woken <= self._cells.count - self._cells.busy - promised
 
     # Slots.
 
@@ -284,6 +279,25 @@ class Scheduler:
         if self._cells is None and self._running:
             return min(others)
         return others[0]
+
+    def _close_gaps(self) -> None:
+        """Let those who run be neighbours: where each has cells of its own, llama.cpp computes runs of slots at once.
+
+        What rests in a gap is lost to this; with nobody waiting it is least likely to be missed.
+        """
+        while self._running:
+            last = max(self._running, key=_slot)
+            gap = min(self._idle, default=_slot(last))
+            if gap >= _slot(last):
+                break
+            self._move(last, gap)
+
+    def _move(self, sequence: Sequence, slot: int) -> None:
+        left = _slot(sequence)
+        self._moves += [Move(slot, sequence.n_past, left) if sequence.n_past else Move(slot), Move(left)]
+        self._idle[self._idle.index(slot)] = left
+        self._held[slot], self._held[left] = sequence, None
+        sequence.slot = slot
 
     def _vacate(self, sequence: Sequence, keep: int) -> None:
         slot = _slot(sequence)

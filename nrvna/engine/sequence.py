@@ -48,6 +48,10 @@ class Sequence:
         """Whether more is to be computed than the token sampled last."""
         return self.n_pending > 1 or not self.generated
 
+    def most_tokens(self, context: int) -> int:
+        """The most tokens that it may come to have, where no sequence has more than ``context``."""
+        return min(len(self.prompt) + self.max_tokens, context)
+
     def pending(self, count: int) -> list[int]:
         """The next ``count`` tokens to compute."""
         end, prompt = self.n_past + count, len(self.prompt)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nrvna.config import Config
+from nrvna.engine.layout import CELLS_STEP
 from nrvna.engine.machine import available_memory, physical_cores
 from nrvna.errors import ContextError, SettingError
 from nrvna.llama import Batch, Context, Model
@@ -19,10 +20,6 @@ AUTO_CONTEXT = 4096
 AUTO_PARALLEL = 8
 # What a job takes on average where the context of each is chosen automatically: short prompts, some long ones.
 _AVERAGE_JOB = 1024
-# Sequences that are finished and stay in the cache for others to begin with them.
-_SPARE_SLOTS = 16
-_MAX_SLOTS = 256
-_CELLS_PADDING = 256
 # The part of the memory there is that weights and KV cache may take together where slots are chosen automatically.
 _MEMORY_SHARE = 0.7
 _MAX_CELLS = 1 << 31
@@ -32,21 +29,19 @@ _TRIED = (1, 2, 4, 8, 16, 32)
 _PATIENCE_S = 1.0
 _CELLS_EACH = 8
 # Of the fastest number of sequences: fewer are preferred where they lose no more, as each then ends sooner.
-_GOOD_ENOUGH = 0.93
+_GOOD_ENOUGH = 0.97
 
 
 @dataclass(frozen=True)
 class Shape:
     """``parallel`` sequences of up to ``context`` tokens at a time, on ``threads`` CPU threads.
 
-    ``cells`` is the size of a KV cache that they share; None where each slot has cells of its own, ``context`` of
-    them. ``slots`` is how many sequences the cache tells apart, ``kv_bytes`` about its size.
+    ``cells`` is the size of the KV cache for all of them in tokens, ``kv_bytes`` about its size in memory.
     """
 
     parallel: int
-    slots: int
     context: int
-    cells: int | None
+    cells: int
     threads: int
     kv_bytes: int
 
@@ -65,17 +60,16 @@ def choose_shape(model: Model, weights: int, config: Config, parallel: int = AUT
     cell = max(1, model.kv_cache_bytes(1))
     room = max(0, int(available_memory() * _MEMORY_SHARE) - weights) // cell
     if config.reproducible:
-        slots = config.parallel or max(1, min(parallel, room // context))
-        _check_cells(slots * context, slots, context)
-        return Shape(slots, slots, context, None, threads, slots * context * cell)
+        parallel = config.parallel or max(1, min(parallel, room // context))
+        _check_cells(parallel * context, parallel, context)
+        return Shape(parallel, context, parallel * context, threads, parallel * context * cell)
     wanted = config.parallel or parallel
     cells = wanted * context if config.ctx else min(wanted * context, context + wanted * _AVERAGE_JOB)
     if not (config.parallel and config.ctx):
         cells = min(cells, max(context, room))
     cells = _padded(cells)
     _check_cells(cells, wanted, context)
-    slots = min(_MAX_SLOTS, wanted + _SPARE_SLOTS)
-    return Shape(wanted, slots, context, cells, threads, cells * cell)
+    return Shape(wanted, context, cells, threads, cells * cell)
 
 
 def measure_speeds(model: Model, threads: int) -> dict[int, float]:
@@ -123,4 +117,4 @@ def _check_cells(cells: int, parallel: int, context: int) -> None:
 
 def _padded(tokens: int) -> int:
     """llama.cpp rounds the size of a KV cache up to this anyway."""
-    return -(-tokens // _CELLS_PADDING) * _CELLS_PADDING
+    return -(-tokens // CELLS_STEP) * CELLS_STEP

@@ -58,7 +58,8 @@ class Sampler(Handle):
         else:
             links.append(lib.llama_sampler_init_greedy())
         # Nothing to compute but the largest logit, and no state to keep.
-        self._takes_largest = temp <= 0 and len(links) == 1
+        self._takes_largest = temp <= 0 and repeat_penalty == 1.0
+        self._suppressed = frozenset(suppressed)
         for link in links:
             lib.llama_sampler_chain_add(self._pointer, link)
 
@@ -76,5 +77,7 @@ class Sampler(Handle):
         """
         logits = context.logits(index)
         if self._takes_largest:
-            return int(np.argmax(logits))
+            largest = int(np.argmax(logits))
+            if largest not in self._suppressed:
+                return largest
         return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, index))

@@ -10,7 +10,8 @@ import pytest
 
 from nrvna.config import Config, Sampling
 from nrvna.engine.engine import Engine, Joined, Request
-from nrvna.engine.runner import FLASH, PLAIN, Runner
+from nrvna.engine.layout import plain, streams, unified
+from nrvna.engine.runner import Runner
 from nrvna.errors import JobError
 from nrvna.job import Receipt
 
@@ -192,8 +193,10 @@ def test_an_answer_goes_on_to_the_limit_if_it_must_not_end(runner: Runner) -> No
 
 def test_a_cache_fuller_than_thought_loses_no_job(model_file: Path) -> None:
     own = runner_of(model_file, 4, 256)
+    own.use(unified(4, own.shape.cells))
     # The scheduler is told of twice the cells that there are.
-    own.shape = replace(own.shape, cells=2 * (own.shape.cells or 0), parallel=8)
+    own.layout = replace(own.layout, cells=2 * own.layout.cells, parallel=8)
+    own.layout_is_fixed = True
     requests = [
         request(prompt, "word " * 150 + prompt, replace(GREEDY, predict=40, ignore_eos=True)) for prompt in PROMPTS
     ]
@@ -205,8 +208,19 @@ def test_a_cache_fuller_than_thought_loses_no_job(model_file: Path) -> None:
 
 def test_what_jobs_share_decides_the_attention(model_file: Path) -> None:
     own = runner_of(model_file, 8, 512)
-    assert own.layout is FLASH
+    assert own.layout == streams(8, own.shape.cells)
     together = run(own, [request(prompt, prompt, system=SHARED * 2) for prompt in PROMPTS])
-    assert own.layout is PLAIN
+    assert own.layout == plain(8, own.shape.cells)
     assert sorted(receipt.cached_tokens or 0 for _, receipt in together.values())[1] > 200
+    own.model.close()
+
+
+def test_longer_jobs_get_larger_parts_of_the_cache(model_file: Path) -> None:
+    # Without a context asked for, the cache is smaller than a whole context for each.
+    own = Runner(model_file, Config(parallel=8))
+    assert own.layout.room < own.shape.context
+    answers = run(own, [request("short", PROMPTS[0]), request("long", "word " * 2000)])
+    assert own.layout.parallel < 8
+    assert own.layout.room > 2000
+    assert [receipt.finish_reason for _, receipt in answers.values()] == ["length", "length"]
     own.model.close()

@@ -280,7 +280,7 @@ def test_shed_load_goes_on_where_it_was_once_another_has_ended() -> None:
     assert (last.finish_reason, len(last.generated)) == ("length", 9)
 
 
-def test_after_the_cache_was_emptied_everybody_starts_over_in_order() -> None:
+def test_with_another_cache_everybody_starts_over_in_order() -> None:
     scheduler = Scheduler(parallel=2, context=100, budget=200, cells=150)
     jobs = [sequence(name, 30, max_tokens=9) for name in "abc"]
     for one in jobs:
@@ -288,11 +288,34 @@ def test_after_the_cache_was_emptied_everybody_starts_over_in_order() -> None:
     scheduler.admit()
     advance(scheduler, scheduler.plan())
     scheduler.shed()
-    scheduler.clear()
+    scheduler.rearrange(parallel=2, cells=150)
     assert scheduler.waiting == tuple(jobs)
     assert [one.n_past for one in jobs] == [0, 0, 0]
     assert run(scheduler) == ["a", "b", "c"]
     assert [len(one.generated) for one in jobs] == [9, 9, 9]
+
+
+def test_a_sequence_too_long_for_the_part_of_each_waits_for_another_cache() -> None:
+    scheduler = Scheduler(parallel=4, context=100, budget=200, room=40)
+    for name, answer in (("long", 60), ("short", 5)):
+        scheduler.add(sequence(name, 30, max_tokens=answer))
+    assert [one.id for one in scheduler.admit()] == ["short"]
+    scheduler.rearrange(parallel=2, room=90)
+    assert [one.id for one in scheduler.admit()] == ["short", "long"]
+
+
+def test_those_that_are_left_become_neighbours_in_the_cache() -> None:
+    scheduler = Scheduler(parallel=4, context=100, budget=200)
+    jobs = [sequence(name, 5, max_tokens=tokens) for name, tokens in (("a", 1), ("b", 9), ("c", 1), ("d", 9))]
+    for one in jobs:
+        scheduler.add(one)
+    scheduler.admit()
+    advance(scheduler, scheduler.plan())
+    scheduler.take_moves()
+    scheduler.admit()
+    assert [one.slot for one in scheduler.running] == [1, 0]
+    assert scheduler.take_moves() == [Move(0, 5, 3), Move(3)]
+    assert [chunk.sequence.id for chunk in scheduler.plan()] == ["d", "b"]
 
 
 def test_cells_that_cannot_hold_one_context_are_refused() -> None:
@@ -371,6 +394,8 @@ def test_every_sequence_sees_its_own_tokens_and_the_cache_never_overflows(
         plan = scheduler.plan()
         used = [chunk.sequence.slot for chunk in plan]
         assert plan, "a step with work to do does none"
+        places = sorted(one.slot or 0 for one in scheduler.running)
+        assert cells is not None or scheduler.waiting or places == list(range(len(places)))
         assert sum(chunk.count for chunk in plan) <= budget
         assert len(set(used)) == len(used) <= parallel
         assert used == sorted(used, key=lambda slot: slot or 0)
