@@ -207,9 +207,6 @@ class Builder:
             for file in [path] if path.is_file() else path.glob("*.h"):
                 (staging / "include").mkdir(exist_ok=True)
                 shutil.copy2(file, staging / "include")
-        if platform.system() != "Darwin":
-            # macOS binds symbols to one library at link time: nothing can stand in there.
-            _compile_rowwise(staging)
         build = Build(
             directory=staging,
             commit=self._source.commit,
@@ -227,7 +224,10 @@ class Builder:
         return finished
 
     def build_module(self, build: Build) -> None:
-        """Compile the cffi module against the header that the library was built with."""
+        """Compile nrvna's own C: what stands in for ggml's, then the cffi module, which says that all is there."""
+        if platform.system() != "Darwin":
+            # macOS binds symbols to one library at link time: nothing can stand in there.
+            _compile_rowwise(build.directory, self._source.tree() / "ggml")
         from cffi import FFI
 
         ffi = FFI()
@@ -293,11 +293,16 @@ class Builder:
             )
 
 
-def _compile_rowwise(target: Path) -> None:
-    command = [*_compiler(), "-x", "c", "-O2", "-shared", "-fPIC", str(ROWWISE_SOURCE), "-o", str(target / ROWWISE)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BuildError(f"{ROWWISE_SOURCE.name} did not compile: {done.stderr[-2000:]}")
+def _compile_rowwise(target: Path, ggml: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target, prefix=".rowwise-") as scratch:
+        made = Path(scratch, ROWWISE)
+        command = [*_compiler(), "-x", "c", "-O2", "-shared", "-fPIC", str(ROWWISE_SOURCE), "-o", str(made), "-ldl"]
+        includes = [f"-I{ggml / folder}" for folder in ("include", "src", "src/ggml-cpu")]
+        done = subprocess.run([*command, *includes], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuildError(f"{ROWWISE_SOURCE.name} did not compile: {done.stderr[-2000:]}")
+        # An engine may have the former one loaded.
+        made.replace(target / ROWWISE)
 
 
 def _ninja_progress(line: str) -> str | None:

@@ -37,6 +37,7 @@ class Runner:
             Path(config.llama_dir) if config.llama_dir else None, rowwise=bool(config.reproducible)
         )
         self.build = library.build
+        self._is_rowwise = library.is_rowwise
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
         self.on_gpu = has_gpu(library) and config.gpu_layers > 0
         # Other layouts were not measured on a GPU, nor seen to be reproducible.
@@ -66,7 +67,9 @@ class Runner:
         self.prompts = PromptEncoder(self.model)
         self.shape = self._choose_shape()
         if self._config.reproducible:
-            self._context = self._open(streams(self.shape.parallel, self.shape.cells, flash_attention=False))
+            # Where nothing can stand in for ggml's flash attention, the plain one computes each row by itself.
+            flash = None if self._is_rowwise else False
+            self._context = self._open(streams(self.shape.parallel, self.shape.cells, flash_attention=flash))
             self._examine(path, repack)
         else:
             choose = unified if self.on_gpu else streams

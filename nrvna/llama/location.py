@@ -68,8 +68,9 @@ def builds_root() -> Path:
 
 
 def module_name() -> str:
-    """The cffi module's name: it carries a digest of the declarations, so that a stale one is never loaded."""
-    return f"_nrvna_llama_{hashlib.sha256(DECLARATIONS.read_bytes()).hexdigest()[:12]}"
+    """The cffi module's name: it carries a digest of nrvna's own C, so that a stale one is never loaded."""
+    sources = DECLARATIONS.read_bytes() + ROWWISE_SOURCE.read_bytes()
+    return f"_nrvna_llama_{hashlib.sha256(sources).hexdigest()[:12]}"
 
 
 def cpu_fingerprint() -> str:

@@ -1,18 +1,44 @@
-/* Stands in for ggml's tiled matrix products where answers are to be reproducible.
+/* Stands in for two of ggml's functions where answers are to be reproducible.
 
-   The tiles compute a product of one row otherwise than one of several, so that logits depend on how many rows shared
-   a batch. This function is the same by name, is found first by the dynamic linker, and declines every product; ggml
-   then takes the kernels that compute each row by itself. */
+   Both choose how to compute a row by how many rows share the batch, and the ways differ in the last bits. The
+   functions here are the same by name and are found first by the dynamic linker. */
 
-#include <stdbool.h>
-#include <stdint.h>
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
 
-struct ggml_compute_params;
+#include "ggml-cpu-impl.h"
 
+/* Tiled matrix products: declines all of them. ggml then takes the kernels that compute each row by itself. */
 bool llamafile_sgemm(const struct ggml_compute_params * params, int64_t m, int64_t n, int64_t k, const void * a,
                      int64_t lda, const void * b, int64_t ldb, void * c, int64_t ldc, int a_type, int b_type,
                      int c_type) {
     (void) params, (void) m, (void) n, (void) k, (void) a, (void) lda, (void) b, (void) ldb, (void) c, (void) ldc;
     (void) a_type, (void) b_type, (void) c_type;
     return false;
+}
+
+typedef void (*flash_attention)(const struct ggml_compute_params * params, struct ggml_tensor * dst);
+
+/* ggml's own function, in whichever library the caller belongs to. */
+static flash_attention own_flash_attention(void * caller) {
+    static flash_attention found;
+    if (!found) {
+        Dl_info library;
+        if (dladdr(caller, &library)) {
+            void * handle = dlopen(library.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+            found = (flash_attention) dlsym(handle, "ggml_compute_forward_flash_attn_ext");
+        }
+        if (!found) {
+            abort();
+        }
+    }
+    return found;
+}
+
+/* Flash attention: no tiles for many rows and no splitting of the cache for a single one. */
+void ggml_compute_forward_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+    struct ggml_compute_params rowwise = *params;
+    rowwise.use_ref = true;
+    own_flash_attention(__builtin_return_address(0))(&rowwise, dst);
 }

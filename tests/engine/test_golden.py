@@ -34,12 +34,12 @@ SAMPLED = Sampling(temp=0.8, top_k=40, top_p=0.95, min_p=0.05, repeat_penalty=1.
 
 @pytest.fixture(scope="module")
 def server(peers: Path, model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a llama-server with the same model and the attention kernel that nrvna takes on a CPU."""
+    """The address of a llama-server with the same model and attention."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log"
-    options = ["--parallel", "1", "--ctx-size", "1024", "--flash-attn", "off", "--jinja", "--threads", "2"]
+    options = ["--parallel", "1", "--ctx-size", "1024", "--flash-attn", "on", "--jinja", "--threads", "2"]
     with log.open("w") as file:
         where = ["-m", str(model_file), "--host", "127.0.0.1", "--port", str(port)]
         command = [str(peers / "llama-server"), *where, *options]

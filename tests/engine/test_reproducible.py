@@ -7,13 +7,14 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nrvna.config import Config, Sampling
 from nrvna.engine.engine import Engine, Request
 from nrvna.engine.reproducible import examine
 from nrvna.engine.runner import Runner
-from nrvna.llama import Context, Model
+from nrvna.llama import Batch, Context, Model
 
 CONTEXT = "You answer questions about a village with a mill, a bridge and nine houses. " * 4
 TOPICS = ["mill", "bridge", "houses", "river", "baker", "road", "school", "well"]
@@ -68,14 +69,34 @@ def test_an_answer_is_the_same_with_nothing_shared_before_it(model_file: Path, a
     assert answers(model_file, 2, [job]) == {"9": alone["9"]}
 
 
+def test_a_token_deep_in_the_cache_is_computed_the_same_alone_and_beside_others(model: Model) -> None:
+    # From 512 cells on, ggml would split the cache between its threads for a single row.
+    tokens = [int(token) for token in np.random.default_rng(0).integers(0, model.n_vocab, 600)]
+    found = []
+    with Context(model, n_ctx=3 * 1024, n_seq_max=3, n_batch=600, threads=2) as context:
+        for others in ([], [1, 2]):
+            batch = Batch(600)
+            for slot in range(3):
+                context.forget(slot)
+            batch.add(tokens[:599], position=0)
+            context.decode(batch)
+            batch.clear()
+            index = batch.add(tokens[599:], position=599)
+            for slot in others:
+                batch.add([slot], position=0, sequence=slot)
+            context.decode(batch)
+            found.append(context.logits(index).tobytes())
+    assert found[0] == found[1]
+
+
 def test_what_is_reproducible_of_a_layout_is_found_out(model: Model) -> None:
-    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, flash_attention=False) as streams:
+    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2) as streams:
         held = examine(streams, slots=8)
     assert held.again and held.batching and held.sharing
 
 
 def test_a_layout_whose_neighbours_change_the_logits_is_found_out(model: Model) -> None:
-    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, flash_attention=True, kv_unified=True) as unified:
+    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, flash_attention=False, kv_unified=True) as unified:
         held = examine(unified, slots=8)
     assert held.again and not held.batching
 
