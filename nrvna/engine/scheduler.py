@@ -137,7 +137,7 @@ class Scheduler:
             if choice is None:
                 break
             started.append(self._start(choice))
-        if self._cells is None and not self._waiting:
+        if self._share and self._cells is None and not self._waiting:
             self._close_gaps()
         return started
 
@@ -283,7 +283,8 @@ class Scheduler:
     def _close_gaps(self) -> None:
         """Let those who run be neighbours: where each has cells of its own, llama.cpp computes runs of slots at once.
 
-        What rests in a gap is lost to this; with nobody waiting it is least likely to be missed.
+        What rests in a gap is lost to this; with nobody waiting it is least likely to be missed. A cache whose
+        prefixes cannot be shared is not trusted with copies here either.
         """
         while self._running:
             last = max(self._running, key=_slot)

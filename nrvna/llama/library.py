@@ -33,7 +33,7 @@ class Device:
 
 
 class Library:
-    """llama.cpp as loaded into this process, once. ``is_rowwise``: without the tiled products (see rowwise.c)."""
+    """llama.cpp as loaded into this process, once. ``is_rowwise``: see rowwise.c."""
 
     def __init__(self, build: Build, *, rowwise: bool) -> None:
         self.build = build
@@ -126,15 +126,15 @@ _loaded: Library | None = None
 def load_library(root: Path | None = None, *, rowwise: bool = False) -> Library:
     """Load llama.cpp, or return what is loaded already; a process holds one build.
 
-    ``root`` is a folder of builds or one build's own folder; None means the user's data folder. ``rowwise`` sets the
-    tiled matrix products aside where the platform can, so that a row's result does not depend on how many are
-    computed with it; it has to be asked for before anything else loads the library.
+    ``root`` is a folder of builds or one build's own folder; None means the user's data folder. ``rowwise`` has
+    ggml compute each row of a batch by itself where the platform allows that, so that its result does not depend on
+    how many are computed with it; this has to be asked for before anything else loads the library.
 
     Raises LibraryError if it was never built, was built for another machine, or does not load.
     """
     global _loaded
     if _loaded is not None and rowwise and not _loaded.is_rowwise and (_loaded.build.directory / ROWWISE).exists():
-        raise LibraryError("llama.cpp is loaded already with its tiled products: ask for rowwise first")
+        raise LibraryError("llama.cpp is loaded already, and not rowwise: ask for that first")
     if _loaded is None or (root is not None and find_build(root) != _loaded.build):
         if _loaded is not None:
             raise LibraryError(

@@ -360,10 +360,10 @@ def test_a_format_that_is_not_offered_is_refused(model_file: Path, tmp_path: Pat
         quantize(model_file, tmp_path / "q9.gguf", "Q9")
 
 
-def test_the_tiled_products_cannot_be_set_aside_once_they_are_loaded() -> None:
+def test_rows_cannot_be_computed_by_themselves_once_the_library_is_loaded() -> None:
     code = (
         "from nrvna.config import llama_dir; from nrvna.llama import load_library; "
         "load_library(llama_dir()); load_library(llama_dir(), rowwise=True)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "LibraryError: llama.cpp is loaded already with its tiled products" in done.stderr
+    assert "LibraryError: llama.cpp is loaded already, and not rowwise" in done.stderr
