@@ -11,7 +11,7 @@ from typing import Any
 
 from nrvna import __version__
 from nrvna.config import MAX_SEED, Sampling
-from nrvna.engine.layout import BATCH_TOKENS, best_layout
+from nrvna.engine.layout import BATCH_TOKENS
 from nrvna.engine.runner import Runner
 from nrvna.engine.scheduler import Chunk, Move, Scheduler
 from nrvna.engine.sequence import Sequence
@@ -190,15 +190,14 @@ class Engine:
         """Divide the KV cache as suits what runs and waits; rarely, as what is in it is then lost."""
         scheduler, runner = self._scheduler, self._runner
         running, waiting = scheduler.running, scheduler.waiting
-        if not waiting or runner.layout_is_fixed:
+        if not waiting:
             return
-        context = scheduler.context
         # Somebody's turn has come who has no room in this division, and the last others have made way.
-        must = not running and waiting[0].most_tokens(context) > runner.layout.room
+        must = not running and waiting[0].most_tokens(scheduler.context) > runner.layout.room
         if self._until_settled > 0 and not must:
             return
         in_sight = (*running, *waiting)
-        better = best_layout(in_sight, parallel=runner.shape.parallel, cells=runner.shape.cells, context=context)
+        better = runner.layout_for(in_sight)
         if better == runner.layout:
             return
         lost = sum(sequence.n_past - sequence.n_cached for sequence in running)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nrvna.config import Config, Sampling
-from nrvna.engine.layout import BATCH_TOKENS, Layout, streams, unified
+from nrvna.engine.layout import BATCH_TOKENS, Layout, best_layout, streams, unified
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.reproducible import Findings, examine
 from nrvna.engine.scheduler import Chunk, Move
@@ -40,8 +40,6 @@ class Runner:
         self._is_rowwise = library.is_rowwise
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
         self.on_gpu = has_gpu(library) and config.gpu_layers > 0
-        # Other layouts were not measured on a GPU, nor seen to be reproducible.
-        self.layout_is_fixed = self.on_gpu or bool(config.reproducible)
         self.findings: Findings | None = None
         self._config = config
         self._progress = progress
@@ -66,14 +64,9 @@ class Runner:
             raise ModelLoadError(f"{path} is an encoder: it does not continue a text")
         self.prompts = PromptEncoder(self.model)
         self.shape = self._choose_shape()
+        self._context = self._open(self.layout_for(()))
         if self._config.reproducible:
-            # Where nothing can stand in for ggml's flash attention, the plain one computes each row by itself.
-            flash = None if self._is_rowwise else False
-            self._context = self._open(streams(self.shape.parallel, self.shape.cells, flash_attention=flash))
             self._examine(path, repack)
-        else:
-            choose = unified if self.on_gpu else streams
-            self._context = self._open(choose(self.shape.parallel, self.shape.cells))
 
     def _choose_shape(self) -> Shape:
         config, model = self._config, self.model
@@ -88,6 +81,17 @@ class Runner:
         why = "memory allows no more" if shape.parallel < best else f"tokens/s measured at {measured}"
         log.info("%d jobs at a time (%s); %s", shape.parallel, why, _room(shape))
         return shape
+
+    def layout_for(self, sequences: Rows[Sequence]) -> Layout:
+        """What suits the sequences in sight, the next ones to run first."""
+        shape = self.shape
+        if self._config.reproducible:
+            # Where nothing can stand in for ggml's flash attention, the plain one computes each row by itself.
+            return streams(shape.parallel, shape.cells, flash_attention=None if self._is_rowwise else False)
+        if self.on_gpu:
+            # Nothing else was measured there.
+            return unified(shape.parallel, shape.cells)
+        return best_layout(sequences, parallel=shape.parallel, cells=shape.cells, context=shape.context)
 
     def use(self, layout: Layout) -> None:
         """Begin with an empty KV cache of that layout. Raises ContextError; it is then empty and as before."""
@@ -126,8 +130,8 @@ class Runner:
             return
         if not found.batching:
             log.warning("reproducible one job at a time only: neighbours change what this model computes")
-            self.shape = replace(self.shape, parallel=1)
-            self.use(replace(self.layout, parallel=1, slots=1, cells=self.layout.room))
+            self.shape = replace(self.shape, parallel=1, cells=self.shape.context)
+            self.use(self.layout_for(()))
             self.findings = replace(examine(self._context, slots=1), batching=False)
         weights = "" if repack else ", weights not repacked"
         log.info(

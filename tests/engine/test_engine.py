@@ -191,12 +191,12 @@ def test_an_answer_goes_on_to_the_limit_if_it_must_not_end(runner: Runner) -> No
     assert (receipt.finish_reason, receipt.generated_tokens) == ("length", 40)
 
 
-def test_a_cache_fuller_than_thought_loses_no_job(model_file: Path) -> None:
+def test_a_cache_fuller_than_thought_loses_no_job(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = runner_of(model_file, 4, 256)
     own.use(unified(4, own.shape.cells))
     # The scheduler is told of twice the cells that there are.
     own.layout = replace(own.layout, cells=2 * own.layout.cells, parallel=8)
-    own.layout_is_fixed = True
+    monkeypatch.setattr(own, "layout_for", lambda _: own.layout)
     requests = [
         request(prompt, "word " * 150 + prompt, replace(GREEDY, predict=40, ignore_eos=True)) for prompt in PROMPTS
     ]
