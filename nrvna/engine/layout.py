@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Row
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nrvna.engine.attention import plain_is_faster
 from nrvna.engine.sequence import Sequence
@@ -71,9 +71,8 @@ def unified(parallel: int, cells: int) -> Layout:
 
 def plain(parallel: int, cells: int) -> Layout:
     """The same cells read by plain attention, see attention.py. Its buffers grow with the tokens computed at once."""
-    parallel = min(parallel, _MOST_PLAIN)
-    slots = min(_MAX_SLOTS, parallel + _SPARE_SLOTS)
-    return Layout("plain attention", parallel, slots, cells, unified=True, flash_attention=False, micro_batch=128)
+    shared = unified(min(parallel, _MOST_PLAIN), cells)
+    return replace(shared, name="plain attention", flash_attention=False, micro_batch=128)
 
 
 def best_layout(sequences: Row[Sequence], *, parallel: int, cells: int, context: int) -> Layout:

@@ -224,3 +224,24 @@ def test_longer_jobs_get_larger_parts_of_the_cache(model_file: Path) -> None:
     assert own.layout.room > 2000
     assert [receipt.finish_reason for _, receipt in answers.values()] == ["length", "length"]
     own.model.close()
+
+
+def test_jobs_that_run_when_the_cache_is_divided_anew_go_on_where_they_were(model_file: Path) -> None:
+    own = Runner(model_file, Config(parallel=8))
+    sampling = replace(GREEDY, predict=12, ignore_eos=True)
+    short = [request(prompt, prompt, sampling) for prompt in PROMPTS]
+    expected = {name: answer for name, (answer, _) in run(own, short).items()}
+    engine = Engine(own, {})
+    for one in short:
+        engine.add(one)
+    events = [event for _ in range(5) for event in engine.step()]
+    before = own.layout
+    engine.add(request("long", "word " * 2000))
+    while not engine.is_idle:
+        events += engine.step()
+    own.model.close()
+    assert own.layout.room > before.room
+    answers = {event.id: event.answer for event in events if event.receipt}
+    assert answers.pop("long")
+    assert answers == expected
+    assert "".join(event.text for event in events if event.id == PROMPTS[0]) == expected[PROMPTS[0]]
