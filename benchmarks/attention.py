@@ -27,6 +27,7 @@ from benchmarks import report
 from benchmarks.contenders import BenchmarkError, exit_code
 from benchmarks.throughput import say
 from nrvna.config import Config, engine_environment, llama_dir
+from nrvna.engine.layout import padded
 from nrvna.engine.machine import physical_cores
 from nrvna.llama import Batch, Context, Model, load_library
 
@@ -61,7 +62,7 @@ class Trial:
     """Sequences that begin with the same ``depth`` tokens and grow together."""
 
     def __init__(self, model: Model, variant: Variant, depth: int, sequences: int) -> None:
-        shared, each = _padded(depth) + sequences * OWN_CELLS, _padded(depth + OWN_CELLS)
+        shared, each = padded(depth) + sequences * OWN_CELLS, padded(depth + OWN_CELLS)
         self._context = Context(
             model,
             n_ctx=shared if variant.unified else sequences * each,
@@ -106,10 +107,6 @@ class Trial:
         seconds = time.perf_counter() - started
         self._past += count
         return 1000 * seconds / (count * self._sequences)
-
-
-def _padded(tokens: int) -> int:
-    return -(-tokens // 256) * 256
 
 
 def serve(task: Mapping[str, Any]) -> None:

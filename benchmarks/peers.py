@@ -21,11 +21,10 @@ from typing import Any
 from benchmarks.contenders import WARM_UP, BenchmarkError, Sample, environment, running
 from benchmarks.workloads import Job, Tokenizer, Workload
 from nrvna.config import llama_dir
+from nrvna.engine.layout import padded
 from nrvna.llama.location import find_build
 
 REQUEST_PATIENCE_S = 3600.0
-# llama.cpp rounds the context of a sequence up to a multiple of this.
-CONTEXT_STEP = 256
 # Tokens beside prompt and answer: a program may stop when its context is all but full.
 CONTEXT_SPARE = 8
 COMPLETIONS = 8
@@ -51,7 +50,7 @@ def program(name: str) -> str:
 
 
 def _context(tokens: int) -> int:
-    return -(-(tokens + CONTEXT_SPARE) // CONTEXT_STEP) * CONTEXT_STEP
+    return padded(tokens + CONTEXT_SPARE)
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

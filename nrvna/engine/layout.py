@@ -21,6 +21,11 @@ _MOST_PLAIN = 16
 _FEWEST = 4
 
 
+def padded(tokens: int) -> int:
+    """The cells that llama.cpp makes for so many tokens."""
+    return -(-tokens // CELLS_STEP) * CELLS_STEP
+
+
 @dataclass(frozen=True)
 class Layout:
     """A KV cache of ``cells`` for ``slots`` sequences, of which ``parallel`` run at once.
@@ -29,7 +34,6 @@ class Layout:
     tokens computed at once. ``flash_attention`` None leaves the choice to llama.cpp.
     """
 
-    name: str
     parallel: int
     slots: int
     cells: int
@@ -49,7 +53,8 @@ class Layout:
 
     def __str__(self) -> str:
         cells = f"{self.cells} cells for all" if self.unified else f"{self.room} cells for each"
-        return f"{self.parallel} jobs at a time, {cells}, {self.name}"
+        attention = "plain" if self.flash_attention is False else "flash"
+        return f"{self.parallel} jobs at a time, {cells}, {attention} attention"
 
 
 def streams(parallel: int, cells: int, *, flash_attention: bool | None = None) -> Layout:
@@ -58,21 +63,19 @@ def streams(parallel: int, cells: int, *, flash_attention: bool | None = None) -
     A prefix is shared by copying the part of the cache that it lies in.
     """
     room = cells // parallel // CELLS_STEP * CELLS_STEP
-    return Layout(
-        "flash attention", parallel, parallel, parallel * room, unified=False, flash_attention=flash_attention
-    )
+    return Layout(parallel, parallel, parallel * room, unified=False, flash_attention=flash_attention)
 
 
 def unified(parallel: int, cells: int) -> Layout:
     """Cells for all together: memory goes where it is needed, and prefixes are shared without a copy."""
     slots = min(_MAX_SLOTS, parallel + _SPARE_SLOTS)
-    return Layout("flash attention", parallel, slots, cells, unified=True, flash_attention=None)
+    return Layout(parallel, slots, cells, unified=True, flash_attention=None)
 
 
 def plain(parallel: int, cells: int) -> Layout:
     """The same cells read by plain attention, see attention.py. Its buffers grow with the tokens computed at once."""
     shared = unified(min(parallel, _MOST_PLAIN), cells)
-    return replace(shared, name="plain attention", flash_attention=False, micro_batch=128)
+    return replace(shared, flash_attention=False, micro_batch=128)
 
 
 def best_layout(sequences: Row[Sequence], *, parallel: int, cells: int, context: int) -> Layout:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nrvna.config import Config
-from nrvna.engine.layout import CELLS_STEP
+from nrvna.engine.layout import padded
 from nrvna.engine.machine import available_memory, physical_cores
 from nrvna.errors import ContextError, SettingError
 from nrvna.llama import Batch, Context, Model
@@ -53,7 +53,7 @@ def choose_shape(model: Model, weights: int, config: Config, parallel: int = AUT
     Raises SettingError if NRVNA_CTX and NRVNA_PARALLEL are too large together.
     """
     trained = model.n_ctx_train or AUTO_CONTEXT
-    context = _padded(config.ctx or min(trained, AUTO_CONTEXT))
+    context = padded(config.ctx or min(trained, AUTO_CONTEXT))
     if config.ctx > trained:
         log.warning("a context of %d tokens is more than the %d that the model was trained for", config.ctx, trained)
     threads = config.threads or physical_cores()
@@ -67,7 +67,7 @@ def choose_shape(model: Model, weights: int, config: Config, parallel: int = AUT
     cells = wanted * context if config.ctx else min(wanted * context, context + wanted * _AVERAGE_JOB)
     if not (config.parallel and config.ctx):
         cells = min(cells, max(context, room))
-    cells = _padded(cells)
+    cells = padded(cells)
     _check_cells(cells, wanted, context)
     return Shape(wanted, context, cells, threads, cells * cell)
 
@@ -113,8 +113,3 @@ def best_parallel(speeds: Mapping[int, float]) -> int:
 def _check_cells(cells: int, parallel: int, context: int) -> None:
     if cells >= _MAX_CELLS:
         raise SettingError(f"{parallel} jobs of {context} tokens are more than llama.cpp counts: lower NRVNA_CTX")
-
-
-def _padded(tokens: int) -> int:
-    """llama.cpp rounds the size of a KV cache up to this anyway."""
-    return -(-tokens // CELLS_STEP) * CELLS_STEP

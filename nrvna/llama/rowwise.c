@@ -25,8 +25,9 @@ static flash_attention own_flash_attention(void * caller) {
     static flash_attention found;
     if (!found) {
         Dl_info library;
-        if (dladdr(caller, &library)) {
-            void * handle = dlopen(library.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+        void * handle = dladdr(caller, &library) ? dlopen(library.dli_fname, RTLD_LAZY | RTLD_NOLOAD) : NULL;
+        /* Without a handle dlsym would look everywhere, and find the function below. */
+        if (handle) {
             found = (flash_attention) dlsym(handle, "ggml_compute_forward_flash_attn_ext");
         }
         if (!found) {
