@@ -42,11 +42,11 @@ MAX_ROUNDS = (OWN_CELLS - OWN_TOKENS - 1) // STEPS
 
 @dataclass(frozen=True)
 class Variant:
-    """How the cache is divided and read. ``rowwise``: each row computed by itself."""
+    """How the cache is divided and read. ``alone``: as in reproducible mode, no row depends on the others."""
 
     unified: bool
     flash: bool
-    rowwise: bool = False
+    alone: bool = False
 
 
 VARIANTS = {
@@ -54,7 +54,7 @@ VARIANTS = {
     "unified, flash": Variant(unified=True, flash=True),
     "streams, plain": Variant(unified=False, flash=False),
     "unified, plain": Variant(unified=True, flash=False),
-    "streams, flash, rowwise": Variant(unified=False, flash=True, rowwise=True),
+    "streams, flash, rows alone": Variant(unified=False, flash=True, alone=True),
 }
 
 
@@ -72,6 +72,7 @@ class Trial:
             threads=physical_cores(),
             flash_attention=variant.flash,
             kv_unified=variant.unified,
+            rows_alone=variant.alone,
         )
         self._batch = Batch(BATCH_TOKENS)
         self._sequences = sequences
@@ -113,9 +114,8 @@ def serve(task: Mapping[str, Any]) -> None:
     """One variant's process: says what prefill costs, then for each line on stdin what a row of some steps does."""
     logging.getLogger("nrvna.llama").setLevel(logging.ERROR)
     variant = VARIANTS[task["variant"]]
-    library = load_library(llama_dir(), rowwise=variant.rowwise)
-    if library.is_rowwise is not variant.rowwise:
-        raise BenchmarkError("this build of llama.cpp cannot set its tiled products aside")
+    if variant.alone and not load_library(llama_dir()).can_compute_rows_alone:
+        raise BenchmarkError("rows cannot be computed alone on this platform")
     trial = Trial(Model(task["model"]), variant, task["depth"], task["sequences"])
     # Parts of a cache are copied by the next decode, which is not to count as prefill.
     trial.grow(1)
@@ -157,7 +157,7 @@ def child(model: Path, name: str, depth: int, sequences: int) -> Iterator[Child]
         stdout=subprocess.PIPE,
         text=True,
         # Some tiled products are set aside by a variable.
-        env=engine_environment(Config(reproducible=int(VARIANTS[name].rowwise))),
+        env=engine_environment(Config(reproducible=int(VARIANTS[name].alone))),
     )
     with process:
         try:

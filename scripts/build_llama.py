@@ -33,8 +33,8 @@ from progress import CommandError, Step, run_logged
 from nrvna.config import llama_dir
 from nrvna.llama.location import (
     DECLARATIONS,
-    ROWWISE,
-    ROWWISE_SOURCE,
+    KERNELS,
+    KERNELS_SOURCE,
     Build,
     builds_root,
     cpu_fingerprint,
@@ -153,8 +153,7 @@ def cmake_options(backend: str, source: Source) -> list[str]:
         f"-DCMAKE_INSTALL_RPATH={origin};{origin}/..",
         "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
         "-DGGML_NATIVE=ON",
-        # Tiled products: much faster where many rows meet, and set aside by rowwise.c where answers are to be
-        # reproducible.
+        # Tiled products: much faster where many rows meet. nrvna/llama/kernels stands in for some of them.
         "-DGGML_LLAMAFILE=ON",
         f"-DGGML_CUDA={on[backend == 'cuda']}",
         f"-DGGML_METAL={on[backend == 'metal']}",
@@ -227,7 +226,7 @@ class Builder:
         """Compile nrvna's own C: what stands in for ggml's, then the cffi module, which says that all is there."""
         if platform.system() != "Darwin":
             # macOS binds symbols to one library at link time: nothing can stand in there.
-            _compile_rowwise(build.directory, self._source.tree() / "ggml")
+            _compile_kernels(build.directory, self._source.tree() / "ggml")
         from cffi import FFI
 
         ffi = FFI()
@@ -293,16 +292,19 @@ class Builder:
             )
 
 
-def _compile_rowwise(target: Path, ggml: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target, prefix=".rowwise-") as scratch:
-        made = Path(scratch, ROWWISE)
-        command = [*_compiler(), "-x", "c", "-O2", "-shared", "-fPIC", str(ROWWISE_SOURCE), "-o", str(made), "-ldl"]
+def _compile_kernels(target: Path, ggml: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target, prefix=".kernels-") as scratch:
+        made = Path(scratch, KERNELS)
+        sources = [str(source) for source in sorted(KERNELS_SOURCE.glob("*.c"))]
+        options = ["-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC"]
         includes = [f"-I{ggml / folder}" for folder in ("include", "src", "src/ggml-cpu")]
-        done = subprocess.run([*command, *includes], capture_output=True, text=True, check=False)
+        libraries = [f"-L{target}", "-lggml-cpu", "-lggml-base", "-ldl", "-Wl,-rpath,$ORIGIN"]
+        command = [*_compiler("CC"), *options, *sources, *includes, *libraries, "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise BuildError(f"{ROWWISE_SOURCE.name} did not compile: {done.stderr[-2000:]}")
+            raise BuildError(f"nrvna's kernels did not compile: {done.stderr[-2000:]}")
         # An engine may have the former one loaded.
-        made.replace(target / ROWWISE)
+        made.replace(target / KERNELS)
 
 
 def _ninja_progress(line: str) -> str | None:
@@ -336,9 +338,9 @@ def _output_of(*command: str) -> str:
         return ""
 
 
-def _compiler() -> list[str]:
-    """The C++ compiler that CMake will take, with what may stand before it, such as ccache."""
-    return os.environ.get("CXX", "").split() or ["c++"]
+def _compiler(language: str = "CXX") -> list[str]:
+    """The compiler that CMake will take for C++, or for C (CC), with what may stand before it, such as ccache."""
+    return os.environ.get(language, "").split() or [{"CXX": "c++", "CC": "cc"}[language]]
 
 
 def check_system() -> None:

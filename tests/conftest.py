@@ -30,8 +30,7 @@ def model_file() -> Path:
     """SmolLM2-135M-Instruct, with llama.cpp loaded to use it. ``./scripts/test`` provides both."""
     path = model_path()
     assert path.exists(), "run ./scripts/test once: it fetches the model"
-    # Rowwise, so that reproducible and other engines can be tested in this one process.
-    load_library(llama_dir(), rowwise=True)
+    load_library(llama_dir())
     return path
 
 

@@ -33,11 +33,9 @@ class Runner:
     """
 
     def __init__(self, path: Path, config: Config, progress: Callable[[float], None] | None = None) -> None:
-        library = load_library(
-            Path(config.llama_dir) if config.llama_dir else None, rowwise=bool(config.reproducible)
-        )
+        library = load_library(Path(config.llama_dir) if config.llama_dir else None)
         self.build = library.build
-        self._is_rowwise = library.is_rowwise
+        self._has_kernels = library.can_compute_rows_alone
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
         self.on_gpu = has_gpu(library) and config.gpu_layers > 0
         self.findings: Findings | None = None
@@ -87,7 +85,7 @@ class Runner:
         shape = self.shape
         if self._config.reproducible:
             # Where nothing can stand in for ggml's flash attention, the plain one computes each row by itself.
-            return streams(shape.parallel, shape.cells, flash_attention=None if self._is_rowwise else False)
+            return streams(shape.parallel, shape.cells, flash_attention=None if self._has_kernels else False)
         if self.on_gpu:
             # Nothing else was measured there.
             return unified(shape.parallel, shape.cells)
@@ -113,6 +111,7 @@ class Runner:
             threads=self.shape.threads,
             flash_attention=layout.flash_attention,
             kv_unified=layout.unified,
+            rows_alone=bool(self._config.reproducible),
         )
         self.layout = layout
         return context

@@ -64,6 +64,8 @@ class Context(Handle):
     ``n_ctx`` is the number of KV cells for all sequences together, ``n_batch`` the most tokens in one decode and
     ``n_ubatch`` the most computed at once. With ``kv_unified`` all sequences share the cells, else each has its own
     part. ``flash_attention`` None leaves the choice to llama.cpp. ``threads`` 0 leaves llama.cpp's default.
+    ``rows_alone`` has each row of a batch computed so that its bits do not depend on how many there are, where the
+    platform allows that; contexts that differ in this must not decode at the same time.
 
     Raises ContextError if llama.cpp cannot make it: too little memory, usually.
     """
@@ -79,6 +81,7 @@ class Context(Handle):
         threads: int = 0,
         flash_attention: bool | None = None,
         kv_unified: bool = False,
+        rows_alone: bool = False,
     ) -> None:
         library = load_library()
         lib = library.lib
@@ -96,6 +99,7 @@ class Context(Handle):
         params.no_perf = True
         self.model = model
         self.kv_unified = kv_unified
+        self._rows_alone = rows_alone
         if model.is_vocab_only:
             raise ContextError(f"{model.path.name} was loaded for its vocabulary alone: it cannot decode")
         with library.complaints() as complaints:
@@ -125,6 +129,7 @@ class Context(Handle):
         if len(batch) > self.n_batch:
             # llama.cpp would abort the process.
             raise DecodeError(f"a batch of {len(batch)} tokens is more than this context's {self.n_batch}", -1)
+        self._library.compute_rows_alone(self._rows_alone)
         _check_decoded(self._lib.llama_decode(self.pointer, batch.struct[0]))
 
     def logits(self, index: int) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from nrvna.errors import LibraryError
-from nrvna.llama.location import BUILD_COMMAND, ROWWISE, Build, find_build, module_name
+from nrvna.llama.location import BUILD_COMMAND, KERNELS, Build, find_build, module_name
 
 log = logging.getLogger("nrvna.llama")
 
@@ -33,14 +33,13 @@ class Device:
 
 
 class Library:
-    """llama.cpp as loaded into this process, once. ``is_rowwise``: see rowwise.c."""
+    """llama.cpp as loaded into this process, once, with nrvna's own kernels where the platform lets them in."""
 
-    def __init__(self, build: Build, *, rowwise: bool) -> None:
+    def __init__(self, build: Build) -> None:
         self.build = build
-        self.is_rowwise = rowwise and (build.directory / ROWWISE).exists()
-        if self.is_rowwise:
-            # Global and first, so that the linker finds it before ggml's own function of that name.
-            ctypes.CDLL(str(build.directory / ROWWISE), mode=ctypes.RTLD_GLOBAL)
+        kernels = build.directory / KERNELS
+        # Global and first, so that the linker finds them before ggml's own functions of these names.
+        self._kernels = ctypes.CDLL(str(kernels), mode=ctypes.RTLD_GLOBAL) if kernels.exists() else None
         module = _import(build)
         # Typed as Any: cffi makes both at run time from declarations.h.
         self.ffi: Any = module.ffi
@@ -53,6 +52,16 @@ class Library:
     def string(self, pointer: Any) -> str:
         """A C string as text; the empty string for NULL."""
         return str(self.ffi.string(pointer).decode("utf-8", "replace")) if pointer else ""
+
+    @property
+    def can_compute_rows_alone(self) -> bool:
+        """Whether a row of a batch can be computed so that its bits do not depend on the others; see kernels/."""
+        return self._kernels is not None
+
+    def compute_rows_alone(self, wanted: bool) -> None:
+        """How batches are computed from now on, for all contexts; without effect where that cannot be chosen."""
+        if self._kernels is not None:
+            self._kernels.nrvna_compute_rows_alone(ctypes.c_bool(wanted))
 
     @property
     def system_info(self) -> str:
@@ -123,24 +132,20 @@ class _Logger:
 _loaded: Library | None = None
 
 
-def load_library(root: Path | None = None, *, rowwise: bool = False) -> Library:
+def load_library(root: Path | None = None) -> Library:
     """Load llama.cpp, or return what is loaded already; a process holds one build.
 
-    ``root`` is a folder of builds or one build's own folder; None means the user's data folder. ``rowwise`` has
-    ggml compute each row of a batch by itself where the platform allows that, so that its result does not depend on
-    how many are computed with it; this has to be asked for before anything else loads the library.
+    ``root`` is a folder of builds or one build's own folder; None means the user's data folder.
 
     Raises LibraryError if it was never built, was built for another machine, or does not load.
     """
     global _loaded
-    if _loaded is not None and rowwise and not _loaded.is_rowwise and (_loaded.build.directory / ROWWISE).exists():
-        raise LibraryError("llama.cpp is loaded already, and not rowwise: ask for that first")
     if _loaded is None or (root is not None and find_build(root) != _loaded.build):
         if _loaded is not None:
             raise LibraryError(
                 f"llama.cpp is loaded already from {_loaded.build.directory}; a process holds one build"
             )
-        _loaded = Library(find_build(root), rowwise=rowwise)
+        _loaded = Library(find_build(root))
     return _loaded
 
 

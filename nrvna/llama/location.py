@@ -17,8 +17,8 @@ import platformdirs
 from nrvna.errors import LibraryError
 
 DECLARATIONS = Path(__file__).with_name("declarations.h")
-ROWWISE_SOURCE = Path(__file__).with_name("rowwise.c")
-ROWWISE = "librowwise.so"
+KERNELS_SOURCE = Path(__file__).with_name("kernels")
+KERNELS = "libkernels.so"
 MANIFEST = "build.json"
 BUILD_COMMAND = "python scripts/build_llama.py"
 # A GPU build can run on the CPU as well, so it is preferred where it exists.
@@ -69,8 +69,9 @@ def builds_root() -> Path:
 
 def module_name() -> str:
     """The cffi module's name: it carries a digest of nrvna's own C, so that a stale one is never loaded."""
-    sources = DECLARATIONS.read_bytes() + ROWWISE_SOURCE.read_bytes()
-    return f"_nrvna_llama_{hashlib.sha256(sources).hexdigest()[:12]}"
+    sources = [DECLARATIONS, *sorted(KERNELS_SOURCE.glob("*.[ch]"))]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources))
+    return f"_nrvna_llama_{digest.hexdigest()[:12]}"
 
 
 def cpu_fingerprint() -> str:

@@ -18,7 +18,7 @@ import pytest
 from nrvna.config import Config, Sampling
 from nrvna.engine.engine import Engine, Request
 from nrvna.engine.runner import Runner
-from nrvna.llama.location import ROWWISE
+from nrvna.llama.location import KERNELS
 
 PROMPTS = [
     "Name three primes.",
@@ -43,8 +43,8 @@ def server(peers: Path, model_file: Path, tmp_path_factory: pytest.TempPathFacto
     with log.open("w") as file:
         where = ["-m", str(model_file), "--host", "127.0.0.1", "--port", str(port)]
         command = [str(peers / "llama-server"), *where, *options]
-        # The same kernels too: those of reproducible mode.
-        rowwise = {"LD_PRELOAD": str(peers.parent / ROWWISE)}
+        # Computed like nrvna's rows, which the others of a batch must not change.
+        rowwise = {"LD_PRELOAD": str(peers.parent / KERNELS), "NRVNA_ROWS_ALONE": "1"}
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **rowwise})
     address = f"http://127.0.0.1:{port}"
     try:

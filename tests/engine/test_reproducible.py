@@ -73,7 +73,7 @@ def test_a_token_deep_in_the_cache_is_computed_the_same_alone_and_beside_others(
     # From 512 cells on, ggml would split the cache between its threads for a single row.
     tokens = [int(token) for token in np.random.default_rng(0).integers(0, model.n_vocab, 600)]
     found = []
-    with Context(model, n_ctx=3 * 1024, n_seq_max=3, n_batch=600, threads=2) as context:
+    with Context(model, n_ctx=3 * 1024, n_seq_max=3, n_batch=600, threads=2, rows_alone=True) as context:
         for others in ([], [1, 2]):
             batch = Batch(600)
             for slot in range(3):
@@ -90,13 +90,14 @@ def test_a_token_deep_in_the_cache_is_computed_the_same_alone_and_beside_others(
 
 
 def test_what_is_reproducible_of_a_layout_is_found_out(model: Model) -> None:
-    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2) as streams:
+    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, rows_alone=True) as streams:
         held = examine(streams, slots=8)
     assert held.again and held.batching and held.sharing
 
 
 def test_a_layout_whose_neighbours_change_the_logits_is_found_out(model: Model) -> None:
-    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, flash_attention=False, kv_unified=True) as unified:
+    layout = {"flash_attention": False, "kv_unified": True}
+    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, rows_alone=True, **layout) as unified:
         held = examine(unified, slots=8)
     assert held.again and not held.batching
 

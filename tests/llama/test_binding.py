@@ -358,12 +358,3 @@ def test_a_model_can_be_written_in_another_format(model_file: Path, tmp_path: Pa
 def test_a_format_that_is_not_offered_is_refused(model_file: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'Q9' is none of Q4_0, Q8_0"):
         quantize(model_file, tmp_path / "q9.gguf", "Q9")
-
-
-def test_rows_cannot_be_computed_by_themselves_once_the_library_is_loaded() -> None:
-    code = (
-        "from nrvna.config import llama_dir; from nrvna.llama import load_library; "
-        "load_library(llama_dir()); load_library(llama_dir(), rowwise=True)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "LibraryError: llama.cpp is loaded already, and not rowwise" in done.stderr
