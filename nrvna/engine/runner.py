@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nrvna.config import Config, Sampling
-from nrvna.engine.layout import BATCH_TOKENS, Layout, best_layout, streams, unified
+from nrvna.engine.layout import BATCH_TOKENS, CELLS_STEP, Layout, best_layout, streams, unified
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.reproducible import Findings, examine
 from nrvna.engine.scheduler import Chunk, Move
@@ -35,7 +35,7 @@ class Runner:
     def __init__(self, path: Path, config: Config, progress: Callable[[float], None] | None = None) -> None:
         library = load_library(Path(config.llama_dir) if config.llama_dir else None)
         self.build = library.build
-        self._has_kernels = library.can_compute_rows_alone
+        self._library = library
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
         self.on_gpu = has_gpu(library) and config.gpu_layers > 0
         self.findings: Findings | None = None
@@ -61,10 +61,20 @@ class Runner:
         if not self.model.is_generative:
             raise ModelLoadError(f"{path} is an encoder: it does not continue a text")
         self.prompts = PromptEncoder(self.model)
+        self.has_tiled_attention = self._warm_up()
         self.shape = self._choose_shape()
         self._context = self._open(self.layout_for(()))
         if self._config.reproducible:
             self._examine(path, repack)
+
+    def _warm_up(self) -> bool:
+        """Compute a token, which reads the weights into memory; whether nrvna's own attention was in it."""
+        before = self._library.tiled_attentions
+        with Context(self.model, n_ctx=CELLS_STEP) as context:
+            self._batch.clear()
+            self._batch.add([0], position=0)
+            context.decode(self._batch)
+        return self._library.tiled_attentions > before
 
     def _choose_shape(self) -> Shape:
         config, model = self._config, self.model
@@ -85,9 +95,11 @@ class Runner:
         shape = self.shape
         if self._config.reproducible:
             # Where nothing can stand in for ggml's flash attention, the plain one computes each row by itself.
-            return streams(shape.parallel, shape.cells, flash_attention=None if self._has_kernels else False)
-        if self.on_gpu:
-            # Nothing else was measured there.
+            return streams(
+                shape.parallel, shape.cells, flash_attention=None if self._library.can_compute_rows_alone else False
+            )
+        if self.on_gpu or self.has_tiled_attention:
+            # The tiles pass over cells of other sequences. On GPUs nothing else was measured.
             return unified(shape.parallel, shape.cells)
         return best_layout(sequences, parallel=shape.parallel, cells=shape.cells, context=shape.context)
 

@@ -64,6 +64,15 @@ class Library:
             self._kernels.nrvna_compute_rows_alone(ctypes.c_bool(wanted))
 
     @property
+    def tiled_attentions(self) -> int:
+        """How many attentions nrvna's kernel computed so far: one a layer, and none where it does not fit."""
+        if self._kernels is None:
+            return 0
+        count = self._kernels.nrvna_tiled_attentions
+        count.restype = ctypes.c_int64
+        return int(count())
+
+    @property
     def system_info(self) -> str:
         """What ggml found of the processor: instruction sets and kernels in use."""
         return self.string(self.lib.llama_print_system_info())

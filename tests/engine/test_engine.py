@@ -206,8 +206,25 @@ def test_a_cache_fuller_than_thought_loses_no_job(model_file: Path, monkeypatch:
     assert all(receipt.generated_tokens == 40 for _, receipt in answers.values())
 
 
-def test_what_jobs_share_decides_the_attention(model_file: Path) -> None:
+def without_tiles(runner: Runner) -> Runner:
+    """As on a processor for which nrvna has no attention of its own, where the cache is divided as jobs need it."""
+    runner.has_tiled_attention = False
+    runner.use(runner.layout_for(()))
+    return runner
+
+
+def test_our_own_attention_reads_one_cache_for_all(model_file: Path) -> None:
     own = runner_of(model_file, 8, 512)
+    if not own.has_tiled_attention:
+        pytest.skip("no attention of nrvna's own for this processor")
+    assert own.layout == unified(8, own.shape.cells)
+    run(own, [request(prompt, prompt, system=SHARED * 2) for prompt in PROMPTS])
+    assert own.layout == unified(8, own.shape.cells)
+    own.model.close()
+
+
+def test_what_jobs_share_decides_the_attention(model_file: Path) -> None:
+    own = without_tiles(runner_of(model_file, 8, 512))
     assert own.layout == streams(8, own.shape.cells)
     together = run(own, [request(prompt, prompt, system=SHARED * 2) for prompt in PROMPTS])
     assert own.layout == plain(8, own.shape.cells)
@@ -217,7 +234,7 @@ def test_what_jobs_share_decides_the_attention(model_file: Path) -> None:
 
 def test_longer_jobs_get_larger_parts_of_the_cache(model_file: Path) -> None:
     # Without a context asked for, the cache is smaller than a whole context for each.
-    own = Runner(model_file, Config(parallel=8))
+    own = without_tiles(Runner(model_file, Config(parallel=8)))
     assert own.layout.room < own.shape.context
     answers = run(own, [request("short", PROMPTS[0]), request("long", "word " * 2000)])
     assert own.layout.parallel < 8
@@ -227,7 +244,7 @@ def test_longer_jobs_get_larger_parts_of_the_cache(model_file: Path) -> None:
 
 
 def test_jobs_that_run_when_the_cache_is_divided_anew_go_on_where_they_were(model_file: Path) -> None:
-    own = Runner(model_file, Config(parallel=8))
+    own = without_tiles(Runner(model_file, Config(parallel=8)))
     sampling = replace(GREEDY, predict=12, ignore_eos=True)
     short = [request(prompt, prompt, sampling) for prompt in PROMPTS]
     expected = {name: answer for name, (answer, _) in run(own, short).items()}

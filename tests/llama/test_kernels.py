@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ggml import Params
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -24,19 +25,6 @@ FORMATS = {"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8}
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-
-
-class Params(ctypes.Structure):
-    """ggml_compute_params, as far as a product reads it."""
-
-    _fields_ = (
-        ("ith", ctypes.c_int),
-        ("nth", ctypes.c_int),
-        ("wsize", ctypes.c_size_t),
-        ("wdata", ctypes.c_void_p),
-        ("threadpool", ctypes.c_void_p),
-        ("use_ref", ctypes.c_bool),
-    )
 
 
 class Traits(ctypes.Structure):

@@ -4,8 +4,9 @@
 
 #include <immintrin.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
+
+#include "scratch.h"
 
 #define GGML_COMMON_DECL_C
 #include "ggml-common.h"
@@ -223,21 +224,6 @@ compute_tiles(const unpacked * a, int64_t blocks, const bool is_signed, const ch
         case 1: TILE(1); break;
     }
 #undef TILE
-}
-
-/* Memory of this thread's own, which the next call finds again. Threads live as long as the process. */
-static void * scratch(size_t size) {
-    static __thread void * memory;
-    static __thread size_t held;
-    if (size > held) {
-        free(memory);
-        held = (size + 63) / 64 * 64;
-        memory = aligned_alloc(64, held);
-        if (!memory) {
-            abort();
-        }
-    }
-    return memory;
 }
 
 /* block_size, header: of the activations. */

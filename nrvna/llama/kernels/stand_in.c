@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 #include <stdlib.h>
 
+#include "attention.h"
 #include "products.h"
 
 static bool rows_alone;
@@ -15,6 +16,13 @@ static bool rows_alone;
 /* Whether each row is computed as if alone. To be called while nothing decodes. */
 void nrvna_compute_rows_alone(bool wanted) {
     rows_alone = wanted;
+}
+
+static int64_t n_tiled_attentions;
+
+/* How many attentions were computed here and not by ggml, one a layer. To be called while nothing decodes. */
+int64_t nrvna_tiled_attentions(void) {
+    return n_tiled_attentions;
 }
 
 /* For llama.cpp's own programs, which know of no function to call. */
@@ -43,6 +51,10 @@ typedef void (*flash_attention)(const struct ggml_compute_params *, struct ggml_
 
 /* Flash attention. For rows alone: no tiles for many rows and no splitting of the cache for a single one. */
 void ggml_compute_forward_flash_attn_ext(const struct ggml_compute_params * params, struct ggml_tensor * dst) {
+    if (tiled_attention(params, dst, rows_alone)) {
+        n_tiled_attentions += params->ith == 0;
+        return;
+    }
     static flash_attention ggml_attention;
     if (!ggml_attention) {
         ggml_attention = (flash_attention) dlsym(RTLD_NEXT, __func__);
