@@ -226,7 +226,7 @@ class Builder:
         """Compile nrvna's own C: what stands in for ggml's, then the cffi module, which says that all is there."""
         if platform.system() != "Darwin":
             # macOS binds symbols to one library at link time: nothing can stand in there.
-            _compile_kernels(build.directory, self._source.tree() / "ggml")
+            compile_kernels(self._source.tree(), build.directory, build.directory / KERNELS)
         from cffi import FFI
 
         ffi = FFI()
@@ -292,19 +292,25 @@ class Builder:
             )
 
 
-def _compile_kernels(target: Path, ggml: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target, prefix=".kernels-") as scratch:
-        made = Path(scratch, KERNELS)
+def compile_kernels(tree: Path, libraries: Path, target: Path, *more: str) -> None:
+    """Compile nrvna's kernels against llama.cpp's source and built libraries, with ``more`` options for the compiler.
+
+    Raises BuildError.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".kernels-") as scratch:
+        made = Path(scratch, target.name)
         sources = [str(source) for source in sorted(KERNELS_SOURCE.glob("*.c"))]
-        options = ["-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC"]
-        includes = [f"-I{ggml / folder}" for folder in ("include", "src", "src/ggml-cpu")]
-        libraries = [f"-L{target}", "-lggml-cpu", "-lggml-base", "-ldl", "-Wl,-rpath,$ORIGIN"]
-        command = [*_compiler("CC"), *options, *sources, *includes, *libraries, "-o", str(made)]
+        # They are for x86 alone so far, and not every compiler knows "native" elsewhere.
+        native = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
+        options = ["-std=gnu11", "-O3", *native, *more, "-shared", "-fPIC", "-fvisibility=hidden"]
+        includes = [f"-I{tree / 'ggml' / folder}" for folder in ("include", "src", "src/ggml-cpu")]
+        linked = [f"-L{libraries}", "-lggml-cpu", "-lggml-base", "-ldl", "-lm", "-Wl,-rpath,$ORIGIN"]
+        command = [*_compiler("CC"), *options, *sources, *includes, *linked, "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(f"nrvna's kernels did not compile: {done.stderr[-2000:]}")
         # An engine may have the former one loaded.
-        made.replace(target / KERNELS)
+        made.replace(target)
 
 
 def _ninja_progress(line: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 
 from nrvna.config import llama_dir
 from nrvna.llama import load_library
-from nrvna.llama.location import KERNELS
 
 F32, F16 = 0, 1
 Array = NDArray[Any]
@@ -55,9 +53,9 @@ class Case:
 class Ggml:
     """As much of ggml as makes an attention of a case, and nrvna's function to compute it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.kernels = ctypes.CDLL(str(folder / KERNELS))
-        base = ctypes.CDLL(str(folder / "libggml-base.so"))
+    def __init__(self, kernels: Path, base_library: Path) -> None:
+        self.kernels = ctypes.CDLL(str(kernels))
+        base = ctypes.CDLL(str(base_library))
         pointer = ctypes.c_void_p
         for function in ("ggml_init", "ggml_new_tensor_4d", "ggml_flash_attn_ext", "ggml_get_data"):
             getattr(base, function).restype = pointer
@@ -100,12 +98,8 @@ class Ggml:
 
 
 @pytest.fixture(scope="module")
-def ggml(model_file: Path) -> Iterator[Ggml]:
-    del model_file  # llama.cpp is built for it.
-    folder = load_library(llama_dir()).build.directory
-    if not (folder / KERNELS).exists():
-        pytest.skip("this platform lets no kernels in")
-    yield Ggml(folder)
+def ggml(kernels_file: Path) -> Ggml:
+    return Ggml(kernels_file, load_library(llama_dir()).build.directory / "libggml-base.so")
 
 
 def random_case(

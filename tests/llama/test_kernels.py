@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from nrvna.config import llama_dir
 from nrvna.llama import load_library
-from nrvna.llama.location import KERNELS
 
 # As enum ggml_type numbers them.
 F32, IQ4_NL = 0, 20
@@ -84,12 +83,9 @@ class Kernels:
 
 
 @pytest.fixture(scope="module")
-def kernels(model_file: Path) -> Kernels:
-    del model_file  # llama.cpp is loaded for it, and what ggml's kernels need is set up.
+def kernels(kernels_file: Path) -> Kernels:
     folder = load_library(llama_dir()).build.directory
-    if not (folder / KERNELS).exists():
-        pytest.skip("this platform lets no kernels in")
-    own, cpu = ctypes.CDLL(str(folder / KERNELS)), ctypes.CDLL(str(folder / "libggml-cpu.so"))
+    own, cpu = ctypes.CDLL(str(kernels_file)), ctypes.CDLL(str(folder / "libggml-cpu.so"))
     base = ctypes.CDLL(str(folder / "libggml-base.so"))
     own.llamafile_sgemm.restype = ctypes.c_bool
     pointer, size = ctypes.c_void_p, ctypes.c_int64

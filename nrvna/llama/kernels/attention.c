@@ -1,8 +1,9 @@
 #include "attention.h"
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__F16C__)
+#include "lanes.h"
 
-#include <immintrin.h>
+#if HAS_LANES
+
 #include <math.h>
 #include <string.h>
 
@@ -14,24 +15,21 @@
    read them: the query heads of a group, and the tokens of a batch. What a row sees, and in which order, depends on
    its own cells alone; masked cells add nothing to it, and blocks that are masked for all are left out. */
 
-#define INLINE inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
 enum {
-    LANES = 16,
-    CELLS = 2 * LANES,
+    CELLS = 32,
     /* Rows that share the widened keys and values of a block. */
     ROWS = 24,
-    /* Rows whose values are summed together: enough independent sums to hide an addition's latency. */
-    TOGETHER = 4,
     /* What it costs to widen a block, in the time that a row takes to see it. */
     WIDENING = 1,
+    /* Lanes of results that stay in registers. */
+    STEP = 4 * LANES,
 };
 
 static const uint16_t MINUS_INFINITY = 0xfc00;
 
 /* Rows follow each other without gaps: gaps would be a power of two, and collide in the cache. */
 typedef struct {
+    int length;
     float * keys;
     float * values;
     float * queries;
@@ -39,7 +37,7 @@ typedef struct {
     float weights[ROWS][CELLS];
     float sums[ROWS][LANES];
     float maximum[ROWS];
-} working __attribute__((aligned(64)));
+} working;
 
 /* Rows that read the same keys and values: the heads of a group for some tokens of one stream, token by token.
    The first row may be any head of its token. */
@@ -55,6 +53,12 @@ typedef struct {
     bool in_order;
 } group;
 
+/* A token's mask for a block: what it adds to the scores, in halves, and which of the cells it sees, a bit each. */
+typedef struct {
+    uint16_t halves[CELLS];
+    uint32_t seen;
+} mask_of_block;
+
 /* Cells that a token sees and few others do. */
 typedef struct {
     int count;
@@ -66,116 +70,90 @@ static INLINE int token_of(const group * g, int row) {
     return (g->first_head + row) / g->heads;
 }
 
-static INLINE void widen(float * to, const char * from, const int length) {
-    UNROLL for (int i = 0; i < length; i += LANES) {
-        const __m256i halves = _mm256_loadu_si256((const __m256i *) (from + i * sizeof(ggml_fp16_t)));
-        _mm512_store_ps(to + i, _mm512_cvtph_ps(halves));
+static inline void widen_cell(float * to, const char * from, int length) {
+    for (int i = 0; i < length; i += LANES) {
+        store_all(to + i, widen(from + i * sizeof(ggml_fp16_t)));
     }
-}
-
-/* The sums of the lanes of sixteen registers, in their order. */
-static INLINE __m512 totals(const __m512 * x) {
-    __m512 eights[8], fours[4], twos[2];
-    UNROLL for (int i = 0; i < 8; i++) {
-        const __m512 a = x[i + (i & 4)], b = x[i + (i & 4) + 4];
-        eights[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(1, 0, 1, 0)),
-                                  _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(3, 2, 3, 2)));
-    }
-    UNROLL for (int i = 0; i < 4; i++) {
-        fours[i] = _mm512_add_ps(_mm512_shuffle_f32x4(eights[i], eights[i + 4], _MM_SHUFFLE(2, 0, 2, 0)),
-                                 _mm512_shuffle_f32x4(eights[i], eights[i + 4], _MM_SHUFFLE(3, 1, 3, 1)));
-    }
-    UNROLL for (int i = 0; i < 2; i++) {
-        const __m512d a = _mm512_castps_pd(fours[2 * i]), b = _mm512_castps_pd(fours[2 * i + 1]);
-        twos[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-    }
-    return _mm512_add_ps(_mm512_shuffle_ps(twos[0], twos[1], _MM_SHUFFLE(2, 0, 2, 0)),
-                         _mm512_shuffle_ps(twos[0], twos[1], _MM_SHUFFLE(3, 1, 3, 1)));
 }
 
 /* What the mask adds to a token's scores for the cells of a block; minus infinity where there are none. */
-static INLINE __m512i mask_of(const group * g, int token, int64_t first, int count) {
-    const __mmask32 present = count < CELLS ? (1u << count) - 1 : ~0u;
-    const __m512i nothing = _mm512_set1_epi16(MINUS_INFINITY);
-    if (!g->mask) {
-        return _mm512_mask_blend_epi16(present, nothing, _mm512_setzero_si512());
+static INLINE void read_mask(mask_of_block * to, const group * g, int token, int64_t first, int count) {
+    for (int i = count; i < CELLS; i++) {
+        to->halves[i] = MINUS_INFINITY;
     }
-    return _mm512_mask_loadu_epi16(nothing, present, g->mask + token * g->mask_stride + first * sizeof(ggml_fp16_t));
-}
-
-static INLINE uint32_t visible(__m512i mask) {
-    return _mm512_cmpneq_epi16_mask(mask, _mm512_set1_epi16(MINUS_INFINITY));
+    if (g->mask) {
+        memcpy(to->halves, g->mask + token * g->mask_stride + first * sizeof(ggml_fp16_t), count * sizeof(ggml_fp16_t));
+    } else {
+        memset(to->halves, 0, count * sizeof(ggml_fp16_t));
+    }
+    to->seen = differing(to->halves, MINUS_INFINITY);
 }
 
 /* A row's weights of a block of cells before they are divided by the sum of all, and what its results so far are to
    be multiplied with. */
-static INLINE float weigh(working * w, int row, __m512i mask, const int key_length) {
-    const uint32_t seen = visible(mask);
-    __m512 scores[2];
-    for (int half = 0; half < 2; half++) {
-        const __mmask16 bits = seen >> half * LANES;
-        if (!bits) {
-            scores[half] = _mm512_set1_ps(-INFINITY);
+static INLINE float weigh(working * w, int row, const mask_of_block * mask, const int length) {
+    floats scores[CELLS / LANES];
+    floats maxima = all(-INFINITY);
+    UNROLL for (int part = 0; part < CELLS / LANES; part++) {
+        const uint32_t seen = mask->seen >> part * LANES;
+        scores[part] = all(-INFINITY);
+        if (!(seen & ((1u << LANES) - 1))) {
             continue;
         }
-        __m512 products[LANES];
+        floats products[LANES];
         UNROLL for (int cell = 0; cell < LANES; cell++) {
-            products[cell] = _mm512_setzero_ps();
+            products[cell] = all(0);
         }
-        for (int i = 0; i < key_length; i += LANES) {
-            const __m512 query = _mm512_load_ps(w->queries + row * key_length + i);
+        for (int i = 0; i < length; i += LANES) {
+            const floats query = load(w->queries + row * length + i);
             UNROLL for (int cell = 0; cell < LANES; cell++) {
-                const __m512 key = _mm512_load_ps(w->keys + (half * LANES + cell) * key_length + i);
-                products[cell] = _mm512_fmadd_ps(query, key, products[cell]);
+                const floats key = load(w->keys + (part * LANES + cell) * length + i);
+                products[cell] = multiply_add(query, key, products[cell]);
             }
         }
-        const __m256i halves = half ? _mm512_extracti64x4_epi64(mask, 1) : _mm512_castsi512_si256(mask);
-        const __m512 found = _mm512_add_ps(totals(products), _mm512_cvtph_ps(halves));
-        scores[half] = _mm512_mask_blend_ps(bits, _mm512_set1_ps(-INFINITY), found);
+        scores[part] = choose(seen, sums_of(products) + widen(mask->halves + part * LANES), scores[part]);
+        maxima = larger(maxima, scores[part]);
     }
-    const float before = w->maximum[row];
-    const float maximum = fmaxf(before, _mm512_reduce_max_ps(_mm512_max_ps(scores[0], scores[1])));
+    const float before = w->maximum[row], maximum = fmaxf(before, largest(maxima));
     const float factor = before == maximum ? 1.0f : expf(before - maximum);
     w->maximum[row] = maximum;
-    __m512 sum = _mm512_mul_ps(_mm512_load_ps(w->sums[row]), _mm512_set1_ps(factor));
-    for (int half = 0; half < 2; half++) {
-        const __m512 weights = ggml_v_expf(_mm512_sub_ps(scores[half], _mm512_set1_ps(maximum)));
-        _mm512_store_ps(w->weights[row] + half * LANES, weights);
-        sum = _mm512_add_ps(sum, weights);
+    floats sum = multiply_by(load(w->sums[row]), factor);
+    UNROLL for (int part = 0; part < CELLS / LANES; part++) {
+        const floats weights = ggml_v_expf(scores[part] - all(maximum));
+        store_all(w->weights[row] + part * LANES, weights);
+        sum += weights;
     }
-    _mm512_store_ps(w->sums[row], sum);
+    store_all(w->sums[row], sum);
     return factor;
 }
 
 /* Add a block's weighted values to the results of some rows, each multiplied with its factor first. */
 static INLINE void add_values(working * w, const int * rows, const float * factors, const int count,
-                              const int value_length) {
-    enum { STEP = 4 * LANES };
-    for (int start = 0; start < value_length; start += STEP) {
-        __m512 results[TOGETHER][STEP / LANES];
+                              const int length) {
+    for (int start = 0; start < length; start += STEP) {
+        floats results[TOGETHER][STEP / LANES];
         UNROLL for (int r = 0; r < count; r++) {
             UNROLL for (int i = 0; i < STEP / LANES; i++) {
-                if (start + i * LANES < value_length) {
-                    const __m512 before = _mm512_load_ps(w->results + rows[r] * value_length + start + i * LANES);
-                    results[r][i] = _mm512_mul_ps(before, _mm512_set1_ps(factors[r]));
+                if (start + i * LANES < length) {
+                    const floats before = load(w->results + rows[r] * length + start + i * LANES);
+                    results[r][i] = multiply_by(before, factors[r]);
                 }
             }
         }
         for (int cell = 0; cell < CELLS; cell++) {
             UNROLL for (int i = 0; i < STEP / LANES; i++) {
-                if (start + i * LANES < value_length) {
-                    const __m512 value = _mm512_load_ps(w->values + cell * value_length + start + i * LANES);
+                if (start + i * LANES < length) {
+                    const floats value = load(w->values + cell * length + start + i * LANES);
                     UNROLL for (int r = 0; r < count; r++) {
-                        const __m512 weight = _mm512_set1_ps(w->weights[rows[r]][cell]);
-                        results[r][i] = _mm512_fmadd_ps(weight, value, results[r][i]);
+                        results[r][i] = multiply_add(all(w->weights[rows[r]][cell]), value, results[r][i]);
                     }
                 }
             }
         }
         UNROLL for (int r = 0; r < count; r++) {
             UNROLL for (int i = 0; i < STEP / LANES; i++) {
-                if (start + i * LANES < value_length) {
-                    _mm512_store_ps(w->results + rows[r] * value_length + start + i * LANES, results[r][i]);
+                if (start + i * LANES < length) {
+                    store_all(w->results + rows[r] * length + start + i * LANES, results[r][i]);
                 }
             }
         }
@@ -183,52 +161,71 @@ static INLINE void add_values(working * w, const int * rows, const float * facto
 }
 
 /* Let rows from begin to end see the widened cells. masks: of each token, the first row's token first. */
-static INLINE void see(working * w, const group * g, int begin, int end, const __m512i * masks, const int key_length,
-                       const int value_length) {
+static INLINE void see_with(working * w, const group * g, int begin, int end, const mask_of_block * masks,
+                            const int length) {
     int waiting[TOGETHER];
     float factors[TOGETHER];
     int n_waiting = 0;
     for (int row = begin; row < end; row++) {
-        const __m512i mask = masks[token_of(g, row) - token_of(g, begin)];
-        if (!visible(mask)) {
+        const mask_of_block * mask = &masks[token_of(g, row) - token_of(g, begin)];
+        if (!mask->seen) {
             continue;
         }
-        factors[n_waiting] = weigh(w, row, mask, key_length);
+        factors[n_waiting] = weigh(w, row, mask, length);
         waiting[n_waiting++] = row;
         if (n_waiting == TOGETHER) {
-            add_values(w, waiting, factors, TOGETHER, value_length);
+            add_values(w, waiting, factors, TOGETHER, length);
             n_waiting = 0;
         }
     }
     switch (n_waiting) {
-        case 3: add_values(w, waiting, factors, 3, value_length); break;
-        case 2: add_values(w, waiting, factors, 2, value_length); break;
-        case 1: add_values(w, waiting, factors, 1, value_length); break;
+        case 3: add_values(w, waiting, factors, MIN(3, TOGETHER), length); break;
+        case 2: add_values(w, waiting, factors, 2, length); break;
+        case 1: add_values(w, waiting, factors, 1, length); break;
+    }
+}
+
+/* Loops are unrolled for the lengths of heads that models have. */
+static bool has_length(int64_t length) {
+    return length == 64 || length == 80 || length == 96 || length == 128 || length == 256;
+}
+
+static void see(working * w, const group * g, int begin, int end, const mask_of_block * masks) {
+    switch (w->length) {
+        case 64: see_with(w, g, begin, end, masks, 64); break;
+        case 80: see_with(w, g, begin, end, masks, 80); break;
+        case 96: see_with(w, g, begin, end, masks, 96); break;
+        case 128: see_with(w, g, begin, end, masks, 128); break;
+        case 256: see_with(w, g, begin, end, masks, 256); break;
     }
 }
 
 /* Let one token's rows see cells that were put off. */
-static INLINE void see_put_off(working * w, const group * g, int token, int rows, put_off * cells,
-                               const int key_length, const int value_length) {
+static void see_put_off(working * w, const group * g, int token, int rows, put_off * cells) {
+    const int length = w->length;
     const int begin = token * g->heads - g->first_head, end = begin + g->heads;
     const int count = cells->count < CELLS ? cells->count : CELLS;
     for (int i = 0; i < count; i++) {
-        widen(w->keys + i * key_length, g->keys + cells->index[i] * g->key_stride, key_length);
-        widen(w->values + i * value_length, g->values + cells->index[i] * g->value_stride, value_length);
+        widen_cell(w->keys + i * length, g->keys + cells->index[i] * g->key_stride, length);
+        widen_cell(w->values + i * length, g->values + cells->index[i] * g->value_stride, length);
     }
-    memset(w->values + count * value_length, 0, (CELLS - count) * value_length * sizeof(float));
-    const __mmask32 present = count < CELLS ? (1u << count) - 1 : ~0u;
-    const __m512i mask = _mm512_mask_loadu_epi16(_mm512_set1_epi16(MINUS_INFINITY), present, cells->mask);
-    see(w, g, begin > 0 ? begin : 0, end < rows ? end : rows, &mask, key_length, value_length);
+    memset(w->values + count * length, 0, (CELLS - count) * length * sizeof(float));
+    mask_of_block mask;
+    for (int i = 0; i < CELLS; i++) {
+        mask.halves[i] = i < count ? cells->mask[i] : MINUS_INFINITY;
+    }
+    mask.seen = differing(mask.halves, MINUS_INFINITY);
+    see(w, g, begin > 0 ? begin : 0, end < rows ? end : rows, &mask);
     cells->count -= count;
     memmove(cells->index, cells->index + count, cells->count * sizeof(*cells->index));
     memmove(cells->mask, cells->mask + count, cells->count * sizeof(*cells->mask));
 }
 
 /* The results of some rows whose queries are in w, before they are divided by their sums. */
-static INLINE void attend(working * w, const group * g, int rows, const int key_length, const int value_length) {
+static void attend(working * w, const group * g, int rows) {
+    const int length = w->length;
     for (int row = 0; row < rows; row++) {
-        memset(w->results + row * value_length, 0, value_length * sizeof(float));
+        memset(w->results + row * length, 0, length * sizeof(float));
         memset(w->sums[row], 0, sizeof(w->sums[row]));
         w->maximum[row] = -INFINITY;
     }
@@ -239,13 +236,12 @@ static INLINE void attend(working * w, const group * g, int rows, const int key_
     }
     for (int64_t first = 0; first < g->cells; first += CELLS) {
         const int count = g->cells - first < CELLS ? g->cells - first : CELLS;
-        __m512i masks[ROWS];
+        mask_of_block masks[ROWS];
         int n_seeing = 0, n_seen = 0;
         for (int token = 0; token < tokens; token++) {
-            masks[token] = mask_of(g, token, first, count);
-            const uint32_t seen = visible(masks[token]);
-            n_seeing += seen != 0;
-            n_seen += __builtin_popcount(seen);
+            read_mask(&masks[token], g, token, first, count);
+            n_seeing += masks[token].seen != 0;
+            n_seen += __builtin_popcount(masks[token].seen);
         }
         if (!n_seeing) {
             continue;
@@ -254,46 +250,54 @@ static INLINE void attend(working * w, const group * g, int rows, const int key_
         if (!g->in_order && apart < at_once) {
             for (int token = 0; token < tokens; token++) {
                 put_off * cells = &later[token];
-                for (uint32_t seen = visible(masks[token]); seen; seen &= seen - 1) {
+                for (uint32_t seen = masks[token].seen; seen; seen &= seen - 1) {
                     const int cell = __builtin_ctz(seen);
                     cells->index[cells->count] = first + cell;
-                    cells->mask[cells->count++] = ((const uint16_t *) &masks[token])[cell];
+                    cells->mask[cells->count++] = masks[token].halves[cell];
                 }
                 if (cells->count >= CELLS) {
-                    see_put_off(w, g, token, rows, cells, key_length, value_length);
+                    see_put_off(w, g, token, rows, cells);
                 }
             }
             continue;
         }
         for (int i = 0; i < count; i++) {
-            widen(w->keys + i * key_length, g->keys + (first + i) * g->key_stride, key_length);
-            widen(w->values + i * value_length, g->values + (first + i) * g->value_stride, value_length);
+            widen_cell(w->keys + i * length, g->keys + (first + i) * g->key_stride, length);
+            widen_cell(w->values + i * length, g->values + (first + i) * g->value_stride, length);
         }
-        memset(w->values + count * value_length, 0, (CELLS - count) * value_length * sizeof(float));
-        see(w, g, 0, rows, masks, key_length, value_length);
+        memset(w->values + count * length, 0, (CELLS - count) * length * sizeof(float));
+        see(w, g, 0, rows, masks);
     }
     for (int token = 0; token < tokens; token++) {
         if (later[token].count) {
-            see_put_off(w, g, token, rows, &later[token], key_length, value_length);
+            see_put_off(w, g, token, rows, &later[token]);
         }
     }
 }
 
-static INLINE void compute(const struct ggml_compute_params * params, struct ggml_tensor * dst, bool in_order,
-                           const int key_length, const int value_length) {
+static void compute(const struct ggml_compute_params * params, struct ggml_tensor * dst, bool in_order) {
     const struct ggml_tensor *q = dst->src[0], *k = dst->src[1], *v = dst->src[2], *mask = dst->src[3];
     const int64_t tokens = q->ne[1], heads = q->ne[2], streams = q->ne[3];
     const int64_t groups = k->ne[2], group_heads = heads / groups;
     const int64_t rows = tokens * group_heads, blocks = (rows + ROWS - 1) / ROWS;
     float scale;
     memcpy(&scale, dst->op_params, sizeof(scale));
+    const int length = k->ne[0];
     working w;
-    w.keys = scratch((CELLS + ROWS) * (key_length + value_length) * sizeof(float));
-    w.values = w.keys + CELLS * key_length;
-    w.queries = w.values + CELLS * value_length;
-    w.results = w.queries + ROWS * key_length;
-    /* Dealt out in turn: of a prompt, the later tokens see more. */
-    for (int64_t unit = params->ith; unit < streams * groups * blocks; unit += params->nth) {
+    w.length = length;
+    w.keys = scratch((CELLS + ROWS) * 2 * length * sizeof(float));
+    w.values = w.keys + CELLS * length;
+    w.queries = w.values + CELLS * length;
+    w.results = w.queries + ROWS * length;
+    /* The first numbers are the threads' own. Nobody counts before they are set. */
+    if (params->threadpool) {
+        if (params->ith == 0) {
+            ggml_threadpool_chunk_set(params->threadpool, params->nth);
+        }
+        ggml_barrier(params->threadpool);
+    }
+    for (int64_t unit = params->ith; unit < streams * groups * blocks;
+         unit = params->threadpool ? ggml_threadpool_chunk_add(params->threadpool, 1) : unit + params->nth) {
         const int64_t stream = unit / blocks / groups, kv_head = unit / blocks % groups;
         const int64_t begin = unit % blocks * ROWS, end = begin + ROWS < rows ? begin + ROWS : rows;
         const int64_t token = begin / group_heads;
@@ -312,27 +316,22 @@ static INLINE void compute(const struct ggml_compute_params * params, struct ggm
         for (int64_t row = begin; row < end; row++) {
             const int64_t head = kv_head * group_heads + row % group_heads;
             const char * query = (const char *) q->data + row / group_heads * q->nb[1] + head * q->nb[2] + stream * q->nb[3];
-            for (int i = 0; i < key_length; i += LANES) {
-                const __m512 part = _mm512_loadu_ps(query + i * sizeof(float));
-                _mm512_store_ps(w.queries + (row - begin) * key_length + i, _mm512_mul_ps(part, _mm512_set1_ps(scale)));
+            for (int i = 0; i < length; i += LANES) {
+                store_all(w.queries + (row - begin) * length + i, multiply_by(load((const float *) query + i), scale));
             }
         }
-        attend(&w, &g, end - begin, key_length, value_length);
+        attend(&w, &g, end - begin);
         for (int64_t row = begin; row < end; row++) {
             const int64_t head = kv_head * group_heads + row % group_heads;
-            float * result = (float *) dst->data + ((stream * tokens + row / group_heads) * heads + head) * value_length;
-            const float sum = _mm512_reduce_add_ps(_mm512_load_ps(w.sums[row - begin]));
-            const __m512 divisor = _mm512_set1_ps(sum > 0 ? 1 / sum : 0);
-            for (int i = 0; i < value_length; i += LANES) {
-                const __m512 total = _mm512_load_ps(w.results + (row - begin) * value_length + i);
-                _mm512_storeu_ps(result + i, _mm512_mul_ps(total, divisor));
+            float * result = (float *) dst->data + ((stream * tokens + row / group_heads) * heads + head) * length;
+            const float sum = sum_of(load(w.sums[row - begin]));
+            for (int i = 0; i < length; i += LANES) {
+                const floats total = load(w.results + (row - begin) * length + i);
+                store_all(result + i, multiply_by(total, sum > 0 ? 1 / sum : 0));
             }
         }
     }
 }
-
-/* Lengths of heads for which the loops are unrolled. */
-#define LENGTHS(x) x(64) x(80) x(96) x(128) x(256)
 
 static bool is_ours(const struct ggml_tensor * dst) {
     const struct ggml_tensor *q = dst->src[0], *k = dst->src[1], *v = dst->src[2], *mask = dst->src[3];
@@ -341,7 +340,7 @@ static bool is_ours(const struct ggml_tensor * dst) {
     memcpy(&softcap, dst->op_params + 2, sizeof(softcap));
     return bias == 0 && softcap == 0 && !dst->src[4] && q->type == GGML_TYPE_F32 && k->type == GGML_TYPE_F16 &&
            v->type == GGML_TYPE_F16 && k->nb[0] == sizeof(ggml_fp16_t) && v->nb[0] == sizeof(ggml_fp16_t) &&
-           k->ne[0] == v->ne[0] && k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 && k->ne[3] == q->ne[3] &&
+           has_length(k->ne[0]) && k->ne[0] == v->ne[0] && k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 && k->ne[3] == q->ne[3] &&
            v->ne[3] == q->ne[3] && (!mask || (mask->type == GGML_TYPE_F16 && mask->ne[2] == 1));
 }
 
@@ -349,13 +348,8 @@ bool tiled_attention(const struct ggml_compute_params * params, struct ggml_tens
     if (!is_ours(dst)) {
         return false;
     }
-    switch (dst->src[1]->ne[0]) {
-#define CASE(length)                                                                                                   \
-    case length: compute(params, dst, in_order, length, length); return true;
-        LENGTHS(CASE)
-#undef CASE
-        default: return false;
-    }
+    compute(params, dst, in_order);
+    return true;
 }
 
 #else

@@ -1,8 +1,9 @@
 #include "products.h"
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__F16C__)
+#include "lanes.h"
 
-#include <immintrin.h>
+#if HAS_LANES
+
 #include <stdatomic.h>
 #include <string.h>
 
@@ -12,26 +13,24 @@
 #include "ggml-common.h"
 
 /* What ggml's dot product of two rows does, for a tile of rows at once: of every block of 32 weights, eight sums of
-   four integer products each, added to eight floats with the product of the blocks' scales. A 512-bit register holds
-   the eight floats of two rows. Integers are exact and each float sees the same operations in the same order, so the
-   bits are ggml's. What a tile saves is unpacking: weights once for all columns, scales once for all rows. */
-
-#define INLINE inline __attribute__((always_inline))
+   four integer products each, added to eight floats with the product of the blocks' scales. Integers are exact and each
+   float sees the same operations in the same order, so the bits are ggml's. What a tile saves is unpacking: weights
+   once for all columns, scales once for all rows. */
 
 enum {
-    ROWS = 8,
-    PAIRS = ROWS / 2,
-    COLUMNS = 4,
+    ROWS = ROWS_EACH * REGISTERS,
     /* Columns for which one tile's unpacked weights are used: these activations stay in the second-level cache. */
     CHUNK = 64,
+    /* Rows that a thread takes at a time: one that the system put aside holds the others up for no more than that. */
+    SHARE = 64,
 };
 
-/* One block of each of a tile's rows, unpacked. Pair p is of rows p and p + PAIRS. */
+/* One block of each of a tile's rows, unpacked. */
 typedef struct {
-    __m512i magnitudes[PAIRS];
-    uint64_t negative[PAIRS];
-    __m256 scales;
-    __m256 minimums;
+    bytes magnitudes[REGISTERS];
+    signs negative[REGISTERS];
+    per_row scales;
+    per_row minimums;
 } unpacked;
 
 /* Of a block of activations. */
@@ -40,16 +39,11 @@ typedef struct {
     float sum;
 } factors;
 
-/* Of a block of weights: its 32 quants, from 0 or signed, and its factors. */
-typedef struct {
-    __m256i quants;
-    float scale;
-    float minimum;
-} block;
-
-/* A product to compute, as in products.h; strides in bytes. */
+/* A product to compute, as in products.h; strides in bytes. counter: where the threads take their numbers from, each
+   beginning with its own; NULL if they take turns. */
 typedef struct {
     int thread, threads;
+    struct ggml_threadpool * counter;
     int64_t m, n, k;
     const char * a;
     int64_t a_stride;
@@ -69,142 +63,98 @@ static inline __m256i low_bits(const uint8_t * nibbles) {
     return _mm256_and_si256(wide, _mm256_set1_epi8(15));
 }
 
-static inline __m256i fifth_bit(const uint8_t * bits) {
-    uint32_t mask;
-    memcpy(&mask, bits, sizeof(mask));
-    return _mm256_maskz_set1_epi8(mask, 16);
+/* 16 where a bit is set. */
+static inline __m256i fifth_bits(const uint8_t * bits) {
+    int32_t packed;
+    memcpy(&packed, bits, sizeof(packed));
+    const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit_of = _mm256_set1_epi64x(0x8040201008040201);
+    const __m256i found = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(packed), byte_of), bit_of);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(found, bit_of), _mm256_set1_epi8(16));
 }
 
-static block unpack_q4_0(const char * packed) {
-    const block_q4_0 * x = (const block_q4_0 *) packed;
-    return (block){_mm256_sub_epi8(low_bits(x->qs), _mm256_set1_epi8(8)), from_half(x->d), 0};
+/* The 32 quants of a block, from 0 or signed. */
+typedef __m256i (*unpacking)(const char * packed);
+
+static __m256i unpack_q4_0(const char * packed) {
+    return _mm256_sub_epi8(low_bits(((const block_q4_0 *) packed)->qs), _mm256_set1_epi8(8));
 }
 
-static block unpack_q4_1(const char * packed) {
-    const block_q4_1 * x = (const block_q4_1 *) packed;
-    return (block){low_bits(x->qs), from_half(x->d), from_half(x->m)};
+static __m256i unpack_q4_1(const char * packed) {
+    return low_bits(((const block_q4_1 *) packed)->qs);
 }
 
-static block unpack_q5_0(const char * packed) {
+static __m256i unpack_q5_0(const char * packed) {
     const block_q5_0 * x = (const block_q5_0 *) packed;
-    const __m256i quants = _mm256_or_si256(low_bits(x->qs), fifth_bit(x->qh));
-    return (block){_mm256_sub_epi8(quants, _mm256_set1_epi8(16)), from_half(x->d), 0};
+    return _mm256_sub_epi8(_mm256_or_si256(low_bits(x->qs), fifth_bits(x->qh)), _mm256_set1_epi8(16));
 }
 
-static block unpack_q5_1(const char * packed) {
+static __m256i unpack_q5_1(const char * packed) {
     const block_q5_1 * x = (const block_q5_1 *) packed;
-    return (block){_mm256_or_si256(low_bits(x->qs), fifth_bit(x->qh)), from_half(x->d), from_half(x->m)};
+    return _mm256_or_si256(low_bits(x->qs), fifth_bits(x->qh));
 }
 
-static block unpack_q8_0(const char * packed) {
-    const block_q8_0 * x = (const block_q8_0 *) packed;
-    return (block){_mm256_loadu_si256((const __m256i *) x->qs), from_half(x->d), 0};
+static __m256i unpack_q8_0(const char * packed) {
+    return _mm256_loadu_si256((const __m256i *) ((const block_q8_0 *) packed)->qs);
 }
 
-static INLINE void unpack_rows(unpacked * to, block (*unpack)(const char *), size_t block_size, const bool is_signed,
+/* Every block begins with its scale; those from 0 have their minimum next. The last row stands for those after it. */
+static INLINE void unpack_rows(unpacked * to, unpacking unpack, size_t block_size, const bool is_signed,
                                const char * rows, int64_t stride, int count, int64_t blocks) {
+    int32_t offsets[ROWS];
+    for (int r = 0; r < ROWS; r++) {
+        offsets[r] = MIN(r, count - 1) * stride;
+    }
     for (int64_t i = 0; i < blocks; i++) {
-        float scales[ROWS] = {0}, minimums[ROWS] = {0};
+        const char * first = rows + i * block_size;
         __m256i quants[ROWS];
-        for (int r = 0; r < ROWS; r++) {
-            quants[r] = _mm256_setzero_si256();
-            if (r < count) {
-                const block x = unpack(rows + r * stride + i * block_size);
-                quants[r] = x.quants, scales[r] = x.scale, minimums[r] = x.minimum;
-            }
+        UNROLL for (int r = 0; r < ROWS; r++) {
+            quants[r] = unpack(first + offsets[r]);
         }
-        for (int p = 0; p < PAIRS; p++) {
-            const __m512i pair = _mm512_inserti64x4(_mm512_castsi256_si512(quants[p]), quants[p + PAIRS], 1);
-            to[i].magnitudes[p] = is_signed ? _mm512_abs_epi8(pair) : pair;
-            to[i].negative[p] = is_signed ? _mm512_movepi8_mask(pair) : 0;
+        UNROLL for (int r = 0; r < REGISTERS; r++) {
+            const bytes x = join(quants, r);
+            to[i].magnitudes[r] = is_signed ? magnitudes_of(x) : x;
+            to[i].negative[r] = signs_of(x);
         }
-        to[i].scales = _mm256_loadu_ps(scales);
-        to[i].minimums = _mm256_loadu_ps(minimums);
+        to[i].scales = halves_at(first, offsets, 0);
+        if (!is_signed) {
+            to[i].minimums = halves_at(first, offsets, 1);
+        }
     }
-}
-
-/* Sixteen sums of four products each. */
-static inline __m512 dot_fours(__m512i magnitudes, __m512i y) {
-#if defined(__AVX512VNNI__)
-    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), magnitudes, y));
-#else
-    const __m512i pairs = _mm512_maddubs_epi16(magnitudes, y);
-    return _mm512_cvtepi32_ps(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-#endif
-}
-
-/* The totals of the eight floats of each row in two columns: the first column's rows 0 to 7, then the second's.
-   In the order of ggml's hsum_float_8: halves, quarters, the last two. */
-static inline __m512 totals(const __m512 * first, const __m512 * second) {
-    __m512 fours[PAIRS], twos[PAIRS / 2];
-    for (int p = 0; p < PAIRS; p++) {
-        const __m512 low = _mm512_shuffle_f32x4(first[p], second[p], _MM_SHUFFLE(2, 0, 2, 0));
-        fours[p] = _mm512_add_ps(_mm512_shuffle_f32x4(first[p], second[p], _MM_SHUFFLE(3, 1, 3, 1)), low);
-    }
-    for (int p = 0; p < PAIRS / 2; p++) {
-        const __m512d x = _mm512_castps_pd(fours[2 * p]), y = _mm512_castps_pd(fours[2 * p + 1]);
-        twos[p] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
-                                _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
-    }
-    return _mm512_add_ps(_mm512_shuffle_ps(twos[0], twos[1], _MM_SHUFFLE(2, 0, 2, 0)),
-                         _mm512_shuffle_ps(twos[0], twos[1], _MM_SHUFFLE(3, 1, 3, 1)));
-}
-
-static inline __m512 twice(__m256 half) {
-    return _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(half)));
 }
 
 /* b: the first column's first block of quants, each behind ``header`` bytes. Columns are ``stride`` bytes apart. */
 static INLINE void
 compute_tile(const unpacked * a, int64_t blocks, const bool is_signed, const char * b, size_t block_size, size_t header,
              int64_t stride, const factors * by, float * c, int64_t ldc, int rows, const int columns) {
-    __m512i rows_of[PAIRS];
-    for (int p = 0; p < PAIRS; p++) {
-        rows_of[p] = _mm512_inserti64x4(_mm512_set1_epi32(p), _mm256_set1_epi32(p + PAIRS), 1);
-    }
-    __m512 sums[COLUMNS][PAIRS], offsets[COLUMNS / 2];
-    for (int j = 0; j < COLUMNS; j++) {
-        offsets[j / 2] = _mm512_setzero_ps();
-        for (int p = 0; p < PAIRS; p++) {
-            sums[j][p] = _mm512_setzero_ps();
-        }
-    }
+    floats sums[COLUMNS][REGISTERS] = {0};
+    per_row offsets[COLUMNS] = {0};
     for (int64_t i = 0; i < blocks; i++) {
-        __m512i y[COLUMNS];
-        for (int j = 0; j < columns; j++) {
-            const char * quants = b + j * stride + i * block_size + header;
-            y[j] = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *) quants));
+        bytes y[COLUMNS];
+        UNROLL for (int j = 0; j < columns; j++) {
+            y[j] = for_all(b + j * stride + i * block_size + header);
         }
-        const __m512 scales = twice(a[i].scales);
-        for (int p = 0; p < PAIRS; p++) {
-            const __m512i x = a[i].magnitudes[p];
-            const __m512 scale = _mm512_permutexvar_ps(rows_of[p], scales);
-            for (int j = 0; j < columns; j++) {
-                const __m512i signed_y =
-                    is_signed ? _mm512_mask_sub_epi8(y[j], a[i].negative[p], _mm512_setzero_si512(), y[j]) : y[j];
-                const __m512 factor = _mm512_mul_ps(scale, _mm512_set1_ps(by[j * blocks + i].scale));
-                sums[j][p] = _mm512_fmadd_ps(factor, dot_fours(x, signed_y), sums[j][p]);
+        UNROLL for (int r = 0; r < REGISTERS; r++) {
+            const bytes x = a[i].magnitudes[r];
+            const signs negative = a[i].negative[r];
+            const floats scale = spread(a[i].scales, r);
+            UNROLL for (int j = 0; j < columns; j++) {
+                const floats products = dot_fours(x, is_signed ? signed_by(y[j], negative) : y[j]);
+                sums[j][r] = multiply_add(multiply_by(scale, by[j * blocks + i].scale), products, sums[j][r]);
             }
         }
         if (!is_signed) {
-            const __m512 minimums = twice(a[i].minimums);
-            for (int j = 0; j < columns; j += 2) {
-                const __m512 first = _mm512_set1_ps(by[j * blocks + i].sum);
-                const int next = j + 1 < columns ? j + 1 : j;
-                const __m512 both = _mm512_mask_broadcastss_ps(first, 0xff00, _mm_load_ss(&by[next * blocks + i].sum));
-                offsets[j / 2] = _mm512_fmadd_ps(minimums, both, offsets[j / 2]);
+            UNROLL for (int j = 0; j < columns; j++) {
+                offsets[j] = multiply_add_each(a[i].minimums, by[j * blocks + i].sum, offsets[j]);
             }
         }
     }
-    const __mmask8 mask = (1u << rows) - 1;
-    for (int j = 0; j < columns; j += 2) {
-        __m512 both = totals(sums[j], sums[j + 1]);
-        both = is_signed ? both : _mm512_add_ps(both, offsets[j / 2]);
-        _mm256_mask_storeu_ps(c + j * ldc, mask, _mm512_castps512_ps256(both));
-        if (j + 1 < columns) {
-            const __m256d second = _mm512_extractf64x4_pd(_mm512_castps_pd(both), 1);
-            _mm256_mask_storeu_ps(c + (j + 1) * ldc, mask, _mm256_castpd_ps(second));
+    UNROLL for (int j = 0; j < columns; j++) {
+        per_row results = totals(sums[j]);
+        if (!is_signed) {
+            results += offsets[j];
         }
+        store(c + j * ldc, results, rows);
     }
 }
 
@@ -218,35 +168,37 @@ compute_tiles(const unpacked * a, int64_t blocks, const bool is_signed, const ch
     for (; j + COLUMNS <= columns; j += COLUMNS) {
         TILE(COLUMNS);
     }
-    switch (columns - j) {
-        case 3: TILE(3); break;
-        case 2: TILE(2); break;
-        case 1: TILE(1); break;
+    for (; j + 2 <= columns; j += 2) {
+        TILE(2);
+    }
+    for (; j < columns; j++) {
+        TILE(1);
     }
 #undef TILE
 }
 
-/* block_size, header: of the activations. */
-static INLINE void multiply(const product * p, block (*unpack)(const char *), size_t weights_size, const bool is_signed) {
+static INLINE void multiply(const product * p, unpacking unpack, size_t weights_size, const bool is_signed) {
     const size_t block_size = is_signed ? sizeof(block_q8_0) : sizeof(block_q8_1);
     const size_t header = is_signed ? offsetof(block_q8_0, qs) : offsetof(block_q8_1, qs);
     const int64_t k = p->k;
     unpacked * rows = scratch(k * sizeof(unpacked) + k * CHUNK * sizeof(factors));
     factors * by = (factors *) (rows + k);
-    const int64_t tiles = (p->m + ROWS - 1) / ROWS;
-    const int64_t begin = tiles * p->thread / p->threads, end = tiles * (p->thread + 1) / p->threads;
-    for (int64_t column = 0; column < p->n; column += CHUNK) {
-        const int64_t columns = p->n - column < CHUNK ? p->n - column : CHUNK;
+    const int64_t shares = (p->m + SHARE - 1) / SHARE, chunks = (p->n + CHUNK - 1) / CHUNK;
+    int64_t prepared = -1;
+    for (int64_t piece = p->thread; piece < shares * chunks;
+         piece = p->counter ? ggml_threadpool_chunk_add(p->counter, 1) : piece + p->threads) {
+        const int64_t column = piece / shares * CHUNK, columns = MIN(CHUNK, p->n - column);
         const char * chunk = p->b + column * p->b_stride;
-        for (int64_t j = 0; j < columns; j++) {
+        for (int64_t j = 0; column != prepared && j < columns; j++) {
             for (int64_t i = 0; i < k; i++) {
                 const ggml_half * halves = (const ggml_half *) (chunk + j * p->b_stride + i * block_size);
                 by[j * k + i] = (factors){from_half(halves[0]), is_signed ? 0 : from_half(halves[1])};
             }
         }
-        for (int64_t tile = begin; tile < end; tile++) {
-            const int64_t row = tile * ROWS;
-            const int count = p->m - row < ROWS ? p->m - row : ROWS;
+        prepared = column;
+        const int64_t first = piece % shares * SHARE, end = MIN(first + SHARE, p->m);
+        for (int64_t row = first; row < end; row += ROWS) {
+            const int count = MIN(ROWS, end - row);
             unpack_rows(rows, unpack, weights_size, is_signed, p->a + row * p->a_stride, p->a_stride, count, k);
             compute_tiles(rows, k, is_signed, chunk, block_size, header, p->b_stride, by,
                           p->c + column * p->ldc + row, p->ldc, count, columns);
@@ -299,7 +251,7 @@ static bool is_exact(const struct kernel * kernel) {
         b_traits->from_float(values, b + j * b_stride, k);
     }
     for (int n = 1; n <= N; n++) {
-        const product sample = {0, 1, M, n, K / ggml_blck_size(kernel->weights), a, a_stride, b, b_stride, c[0], M};
+        const product sample = {0, 1, NULL, M, n, K / ggml_blck_size(kernel->weights), a, a_stride, b, b_stride, c[0], M};
         kernel->multiply(&sample);
         for (int i = 0; i < n * M; i++) {
             float expected;
@@ -332,8 +284,10 @@ bool tiled_product(const struct ggml_compute_params * params, int64_t m, int64_t
             if (!is_trusted(&KERNELS[i])) {
                 return false;
             }
-            const product p = {params->ith, params->nth, m, n, k, a, lda * ggml_type_size(a_type),
-                               b, ldb * ggml_type_size(b_type), c, ldc};
+            /* ggml has set the counter for all products of this tensor: the first may use it up. */
+            const bool is_first = b == params->wdata;
+            const product p = {params->ith, params->nth, is_first ? params->threadpool : NULL, m, n, k,
+                               a, lda * ggml_type_size(a_type), b, ldb * ggml_type_size(b_type), c, ldc};
             KERNELS[i].multiply(&p);
             return true;
         }
