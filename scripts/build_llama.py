@@ -226,7 +226,9 @@ class Builder:
         """Compile nrvna's own C: what stands in for ggml's, then the cffi module, which says that all is there."""
         if platform.system() != "Darwin":
             # macOS binds symbols to one library at link time: nothing can stand in there.
-            compile_kernels(self._source.tree(), build.directory, build.directory / KERNELS)
+            tree = self._source.tree()
+            with Step("compiling nrvna's kernels"):
+                compile_kernels(tree, build.directory, build.directory / KERNELS)
         from cffi import FFI
 
         ffi = FFI()

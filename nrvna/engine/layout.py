@@ -1,4 +1,7 @@
-"""How the KV cache is divided and read, and what suits the jobs at hand: all measured in benchmarks/RESULTS.md."""
+"""How the KV cache is divided and read, and what suits the jobs at hand: all measured in benchmarks/RESULTS.md.
+
+Where nrvna's own attention runs, one cache for all suits every queue; the rest is for llama.cpp's.
+"""
 
 from __future__ import annotations
 

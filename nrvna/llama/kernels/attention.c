@@ -1,6 +1,7 @@
 #include "attention.h"
 
 #include "lanes.h"
+#include "pieces.h"
 
 #if HAS_LANES
 
@@ -289,15 +290,9 @@ static void compute(const struct ggml_compute_params * params, struct ggml_tenso
     w.values = w.keys + CELLS * length;
     w.queries = w.values + CELLS * length;
     w.results = w.queries + ROWS * length;
-    /* The first numbers are the threads' own. Nobody counts before they are set. */
-    if (params->threadpool) {
-        if (params->ith == 0) {
-            ggml_threadpool_chunk_set(params->threadpool, params->nth);
-        }
-        ggml_barrier(params->threadpool);
-    }
+    begin_counting(params, params->threadpool);
     for (int64_t unit = params->ith; unit < streams * groups * blocks;
-         unit = params->threadpool ? ggml_threadpool_chunk_add(params->threadpool, 1) : unit + params->nth) {
+         unit = next_piece(params->threadpool, unit, params->nth)) {
         const int64_t stream = unit / blocks / groups, kv_head = unit / blocks % groups;
         const int64_t begin = unit % blocks * ROWS, end = begin + ROWS < rows ? begin + ROWS : rows;
         const int64_t token = begin / group_heads;

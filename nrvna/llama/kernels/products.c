@@ -1,6 +1,7 @@
 #include "products.h"
 
 #include "lanes.h"
+#include "pieces.h"
 
 #if HAS_LANES
 
@@ -39,8 +40,7 @@ typedef struct {
     float sum;
 } factors;
 
-/* A product to compute, as in products.h; strides in bytes. counter: where the threads take their numbers from, each
-   beginning with its own; NULL if they take turns. */
+/* A product to compute, as in products.h; strides in bytes. counter: see pieces.h. */
 typedef struct {
     int thread, threads;
     struct ggml_threadpool * counter;
@@ -185,8 +185,7 @@ static INLINE void multiply(const product * p, unpacking unpack, size_t weights_
     factors * by = (factors *) (rows + k);
     const int64_t shares = (p->m + SHARE - 1) / SHARE, chunks = (p->n + CHUNK - 1) / CHUNK;
     int64_t prepared = -1;
-    for (int64_t piece = p->thread; piece < shares * chunks;
-         piece = p->counter ? ggml_threadpool_chunk_add(p->counter, 1) : piece + p->threads) {
+    for (int64_t piece = p->thread; piece < shares * chunks; piece = next_piece(p->counter, piece, p->threads)) {
         const int64_t column = piece / shares * CHUNK, columns = MIN(CHUNK, p->n - column);
         const char * chunk = p->b + column * p->b_stride;
         for (int64_t j = 0; column != prepared && j < columns; j++) {
@@ -284,9 +283,10 @@ bool tiled_product(const struct ggml_compute_params * params, int64_t m, int64_t
             if (!is_trusted(&KERNELS[i])) {
                 return false;
             }
-            /* ggml has set the counter for all products of this tensor: the first may use it up. */
-            const bool is_first = b == params->wdata;
-            const product p = {params->ith, params->nth, is_first ? params->threadpool : NULL, m, n, k,
+            /* Only a tensor's first product begins with all threads in one place. */
+            struct ggml_threadpool * counter = b == params->wdata ? params->threadpool : NULL;
+            begin_counting(params, counter);
+            const product p = {params->ith, params->nth, counter, m, n, k,
                                a, lda * ggml_type_size(a_type), b, ldb * ggml_type_size(b_type), c, ldc};
             KERNELS[i].multiply(&p);
             return true;
