@@ -23,6 +23,8 @@ settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 # What the daemon sets for its engine, for the engines in this process: it is read when llama.cpp is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Reproducible mode does without some of ggml's tiles.
+os.environ.setdefault("GGML_CPU_TILED_MM", "0")
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ class Runner:
             self.findings = replace(examine(self._context, slots=1), batching=False)
         weights = "" if repack else ", weights not repacked"
         log.info(
-            "reproducible: %d jobs at a time, cached prefixes %s%s; it costs a tenth of the speed, more behind long contexts that are shared",
+            "reproducible: %d jobs at a time, cached prefixes %s%s; it costs some speed, see the README",
             self.shape.parallel,
             "reused" if self.shares else "not reused",
             weights,

@@ -285,8 +285,12 @@ class Model(Handle):
         return token if token >= 0 else None
 
 
+# Formats that :func:`quantize` writes.
+QUANTIZATIONS = ("Q4_0", "Q5_0", "Q5_1", "Q8_0", "Q4_K_M", "Q6_K")
+
+
 def quantize(source: str | Path, target: str | Path, quantization: str, *, threads: int = 0) -> None:
-    """Write a model file in another format, "Q4_0" or "Q8_0"; also from one that is quantized already.
+    """Write a model file in another format of :data:`QUANTIZATIONS`; also from one that is quantized already.
 
     ``threads`` 0 takes as many as the machine has. Raises ValueError for another format, what reading the file as a
     Model raises, and ModelLoadError if llama.cpp fails.
@@ -294,12 +298,12 @@ def quantize(source: str | Path, target: str | Path, quantization: str, *, threa
     check_file(Path(source))
     library = load_library()
     lib = library.lib
-    formats = {"Q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0, "Q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0}
-    if quantization not in formats:
-        raise ValueError(f"{quantization!r} is none of {', '.join(formats)}")
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"{quantization!r} is none of {', '.join(QUANTIZATIONS)}")
     params = library.ffi.new("llama_model_quantize_params *")
     params[0] = lib.llama_model_quantize_default_params()
-    params.nthread, params.ftype, params.allow_requantize = threads, formats[quantization], True
+    ftype = getattr(lib, f"LLAMA_FTYPE_MOSTLY_{quantization}")
+    params.nthread, params.ftype, params.allow_requantize = threads, ftype, True
     with library.complaints() as complaints:
         failed = lib.llama_model_quantize(os.fsencode(Path(source)), os.fsencode(Path(target)), params)
     if failed:
