@@ -189,6 +189,11 @@ def huge(writer: Writer, jobs: int = 16) -> Workload:
     return Workload("huge", None, (*short[: jobs // 2], long, *short[jobs // 2 :]), sizes="one huge")
 
 
+def brief(writer: Writer, jobs: int = 64) -> Workload:
+    """Short prompts with answers of 8 tokens, as classifications have."""
+    return Workload("brief", None, tuple(Job(writer.of_words(index, 10), 8) for index in range(jobs)))
+
+
 def scale(writer: Writer, jobs: int = 1000) -> Workload:
     """Many short jobs with answers of 8 tokens; the reference is a twentieth as many."""
     few = max(1, jobs // 20)
@@ -198,7 +203,7 @@ def scale(writer: Writer, jobs: int = 1000) -> Workload:
 
 
 WORKLOADS: dict[str, Callable[..., Workload]] = {
-    made.__name__: made for made in (independent, shared540, shared2000, mixed, duplicates, huge, scale)
+    made.__name__: made for made in (independent, brief, shared540, shared2000, mixed, duplicates, huge, scale)
 }
 DEFAULT_WORKLOADS = ("independent", "shared540", "shared2000", "mixed", "duplicates")
 

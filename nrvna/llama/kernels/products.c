@@ -275,6 +275,11 @@ static bool is_trusted(const struct kernel * kernel) {
     return known == TRUSTED;
 }
 
+bool product_is_faster(enum ggml_type a_type) {
+    /* ggml's tiles for signed formats are 256 bits wide, and better where few rows meet. */
+    return LANES > 8 || a_type == GGML_TYPE_Q4_1 || a_type == GGML_TYPE_Q5_1;
+}
+
 bool tiled_product(const struct ggml_compute_params * params, int64_t m, int64_t n, int64_t k, const void * a,
                    int64_t lda, const void * b, int64_t ldb, float * c, int64_t ldc, enum ggml_type a_type,
                    enum ggml_type b_type) {
@@ -296,6 +301,11 @@ bool tiled_product(const struct ggml_compute_params * params, int64_t m, int64_t
 }
 
 #else
+
+bool product_is_faster(enum ggml_type a_type) {
+    (void) a_type;
+    return false;
+}
 
 bool tiled_product(const struct ggml_compute_params * params, int64_t m, int64_t n, int64_t k, const void * a,
                    int64_t lda, const void * b, int64_t ldb, float * c, int64_t ldc, enum ggml_type a_type,

@@ -5,6 +5,9 @@
 #include "ggml-cpu-impl.h"
 #include "ggml-cpu.h"
 
+/* Whether tiled_product() is faster for such weights than what ggml does with many rows. */
+bool product_is_faster(enum ggml_type a_type);
+
 /* This thread's share of c = a·b: c[j * ldc + i] is the dot product of row i of a and row j of b, k blocks each.
 
    a: m rows, lda blocks apart; b: n rows, ldb blocks apart, of the type that ggml quantizes activations to for a's;

@@ -47,7 +47,8 @@ EXPORT int64_t nrvna_tiled_attentions(void) {
 EXPORT bool llamafile_sgemm(const struct ggml_compute_params * params, int64_t m, int64_t n, int64_t k, const void * a,
                             int64_t lda, const void * b, int64_t ldb, void * c, int64_t ldc, int a_type, int b_type,
                             int c_type) {
-    if (c_type == GGML_TYPE_F32 && tiled_product(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type)) {
+    const bool is_wanted = rows_alone || product_is_faster(a_type);
+    if (is_wanted && c_type == GGML_TYPE_F32 && tiled_product(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type)) {
         return true;
     }
     return !rows_alone && ggml_product(params, m, n, k, a, lda, b, ldb, c, ldc, a_type, b_type, c_type);
