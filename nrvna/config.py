@@ -54,8 +54,10 @@ class Config:
     parallel: int = 0
     reproducible: int = 0
     nice: int = 0
+    stall: int = 600
     log_level: str = "info"
     llama_log_level: str = "warn"
+    log_file: str | None = None
     llama_dir: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -175,6 +177,14 @@ SETTINGS: tuple[Setting, ...] = (
         19,
     ),
     Setting(
+        "NRVNA_STALL",
+        "stall",
+        int,
+        "seconds without a sign of life after which an engine at work counts as hung and is replaced; 0 is never",
+        0,
+        86_400,
+    ),
+    Setting(
         "LLAMA_LOG_LEVEL",
         "llama_log_level",
         str,
@@ -182,6 +192,13 @@ SETTINGS: tuple[Setting, ...] = (
         choices=tuple(LOG_LEVELS),
     ),
     Setting("NRVNA_LOG_LEVEL", "log_level", str, "what the daemon says in its log", choices=tuple(LOG_LEVELS)),
+    Setting(
+        "NRVNA_LOG_FILE",
+        "log_file",
+        str,
+        "file to whose end the log goes; SIGHUP opens it anew",
+        shown_default="standard error",
+    ),
     Setting(
         "NRVNA_LLAMA_DIR",
         "llama_dir",
@@ -241,9 +258,16 @@ def llama_dir() -> Path | None:
     return Path(value) if value else None
 
 
+def notify_socket() -> str:
+    """Where systemd listens for how the service is doing; empty where it did not start it."""
+    return os.environ.get("NOTIFY_SOCKET", "")
+
+
 def engine_environment(config: Config) -> dict[str, str]:
     """The environment of the engine's process."""
     environment = dict(os.environ)
+    # What the service has to say is the daemon's to say.
+    environment.pop("NOTIFY_SOCKET", None)
     # It must find this very package, installed or not.
     paths = [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

@@ -9,7 +9,6 @@ import argparse
 import logging
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -34,15 +33,20 @@ from nrvna.errors import (
     SettingError,
     WorkspaceError,
 )
-from nrvna.job import Receipt, timestamp
-from nrvna.workspace import Claim, Workspace
+from nrvna.job import Receipt
+from nrvna.lease import Claim, Lease, recover
+from nrvna.progress import token_line
+from nrvna.service import Signals, log_to, notify
+from nrvna.workspace import Workspace
 
 log = logging.getLogger("nrvna")
 
 # How often an idle daemon looks for itself: for jobs made by hand, and those that a peer's wake-up swallowed.
 LOOK_EVERY_S = 0.25
 # How often it looks for the jobs of dead peers, and tries again what the disk refused.
-TEND_EVERY_S = 2.0
+TEND_EVERY_S = 1.0
+# How often the answers that grow are written down: what a kill of this process costs of them.
+KEEP_EVERY_S = 0.2
 # A small model is there before this; of a large one it is said how far it is.
 SAY_LOADING_EVERY_S = 2.0
 # A job that was being answered this often when the engine died is set aside.
@@ -67,24 +71,32 @@ class Daemon:
         self._at_work: set[str] = set()
         # Jobs that the engine answers with another's answer.
         self._joined: set[str] = set()
+        # Jobs that the engine would decode, once that is on record.
+        self._unstarted: list[str] = []
+        # What was added to answers and is not written down yet.
+        self._fresh: dict[str, list[bytes]] = {}
         self._has_peers = False
         # Claimed, but it was at work when the engine died: it waits until it can run alone.
         self._suspect: Claim | None = None
-        # Moves that the disk would not take yet.
+        # Moves that are still to be made, or that the disk would not take yet.
         self._unfiled: list[Callable[[], None]] = []
         self._ready: Ready | None = None
         self._was_ready = False
+        self._is_announced = True
         self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
+        self._heard_at = 0.0
+        self._hung = False
         self._restart_at: float | None = None
         self._restart_delay = 1.0
         self._tend_at = 0.0
+        self._keep_at = 0.0
         self._troubles: dict[str, str] = {}
         self.engine: EngineProcess | None = None
 
     def start(self) -> None:
         """Register with the workspace and start the engine. Raises WorkspaceError."""
         self._workspace.create()
-        self._lease = self._workspace.lease(self._model)
+        self._lease = Lease(self._workspace, self._model)
         self._wake = self._workspace.open_wake()
         self.engine = EngineProcess(self._path, self._model, self._config)
 
@@ -97,46 +109,58 @@ class Daemon:
         readable = [fd for fd in (self._wake, also) if fd is not None]
         writable = []
         if self.engine:
-            readable.append(self.engine.stdout)
+            readable += [self.engine.stdout, self.engine.stderr]
             if self.engine.has_unsent:
                 writable.append(self.engine.stdin)
         woken = select.select(readable, writable, (), timeout_s)[0]
         if self._wake in woken:
             with suppress(BlockingIOError):
                 os.read(self._wake, 1 << 16)
-        if self.engine:
-            self.engine.flush()
-            messages = self.engine.receive()
-            for message in messages or ():
-                self._hear(message)
-            if messages is None:
-                self._bury_engine(self.engine.wait())
+        self._listen()
         now = time.monotonic()
+        self._watch(now)
         if self._restart_at is not None and now >= self._restart_at:
             self._restart()
-        if now >= self._tend_at:
+        if now >= self._keep_at:
+            self._keep_at = now + KEEP_EVERY_S
+            self._keep_progress()
+            self._cancel_marked()
+        tending = now >= self._tend_at
+        if tending:
             self._tend_at = now + TEND_EVERY_S
-            self._guarded("file", self._file_leftovers)
-            self._guarded("recover", self._recover)
-            self._guarded("peers", self._count_peers)
-        self._guarded("claim", self._claim)
+            self._guarded("recovering jobs", self._recover)
+            self._guarded("looking for peers", self._count_peers)
+            self._guarded("saying that it is ready", self._announce)
+        for name, action in (("recording starts", self._start_recorded), ("filing results", self._file_leftovers)):
+            # What the disk refused is not tried at every turn.
+            if tending or name not in self._troubles:
+                self._guarded(name, action)
+        self._guarded("claiming jobs", self._claim)
 
     def stop(self) -> None:
         """Hand back what is unfinished, end the engine, leave the workspace."""
+        # What the engine has to say of its own end is of no interest any more.
+        with suppress(EngineError):
+            self._listen()
+            self._guarded("filing results", self._file_leftovers)
+        self._keep_progress()
         unfinished = [*self._claims.values(), *([self._suspect] if self._suspect else [])]
-        for claim in unfinished:
-            self._give_back(claim)
         if unfinished:
-            log.info("handed back %d unfinished jobs", len(unfinished))
+            self._give_back(unfinished)
+            log.info("handing back %d unfinished jobs", len(unfinished))
         if self.engine:
             self.engine.stop(_STOP_PATIENCE_S)
+            self.engine = None
+        self._guarded("filing results", self._file_leftovers)
+        if self._unfiled:
+            log.error("%d results could not be written: these jobs are answered again", len(self._unfiled))
         self._lease.close()
 
     # The workspace's side.
 
     def _claim(self) -> None:
         """Keep the engine busy, with some more jobs at hand among which it finds those that begin alike."""
-        if self._ready is None or self.engine is None or self._unfiled:
+        if self._ready is None or self.engine is None or self._unfiled or self._unstarted:
             return
         # What this daemon holds back, another one cannot answer.
         look_ahead = 1 + self._ready.parallel // 2 if self._has_peers else _LOOK_AHEAD
@@ -158,21 +182,59 @@ class Daemon:
 
     def _hand_over(self, engine: EngineProcess, claim: Claim, system: str | None) -> None:
         try:
+            if self._lease.is_cancelled(claim):
+                raise JobError("cancelled before it was begun")
+            if claim.crashes >= MAX_CRASHES:
+                raise JobError(f"the daemon went down each of the {claim.begun} times that this job was begun")
             prompt = self._lease.prompt(claim)
             sampling = of_job(self._config.sampling, claim.settings)
         except (JobError, SettingError) as error:
             self._fail(claim, str(error))
             return
+        if not self._claims:
+            self._heard_at = time.monotonic()
         self._claims[claim.id] = claim
         request = {"id": claim.id, "prompt": prompt, "queued": claim.queued, "system": system}
-        engine.send({"add": {**request, "sampling": asdict(sampling)}})
+        engine.send({"add": {**request, "sampling": asdict(sampling), "resume": self._resume(claim)}})
+
+    def _resume(self, claim: Claim) -> dict[str, Any] | None:
+        done = self._lease.progress(claim)
+        if done.key is None or not done.tokens:
+            return None
+        return {"key": done.key, "seed": done.seed, "tokens": done.tokens}
 
     def _recover(self) -> None:
-        if recovered := self._workspace.recover():
+        if recovered := recover(self._workspace):
             log.info("put %d jobs of a daemon that died back into the queue", len(recovered))
 
     def _count_peers(self) -> None:
         self._has_peers = len(self._workspace.peers()) > 1
+
+    def _announce(self) -> None:
+        if not self._is_announced:
+            self._lease.announce_ready()
+            self._is_announced = True
+
+    def _start_recorded(self) -> None:
+        """Let the engine decode what it has room for: it is on record first."""
+        if self._unstarted and self.engine:
+            self._lease.record_starts([self._claims[job_id] for job_id in self._unstarted if job_id in self._claims])
+            self.engine.send({"go": self._unstarted})
+            self._unstarted = []
+
+    def _keep_progress(self) -> None:
+        """Write down what was added to the answers, one write for each."""
+        for job_id, lines in list(self._fresh.items()):
+            claim = self._claims.get(job_id)
+            if claim is None or self._lease.append_progress(claim, b"".join(lines)):
+                del self._fresh[job_id]
+
+    def _cancel_marked(self) -> None:
+        for claim in list(self._claims.values()):
+            if self._lease.is_cancelled(claim):
+                if self.engine:
+                    self.engine.send({"drop": claim.id})
+                self._fail(claim, "cancelled while it was being answered", "cancelled")
 
     def _finish(self, claim: Claim, answer: str, receipt: Receipt) -> None:
         end = f"cut at the {receipt.finish_reason} limit" if receipt.was_cut else "complete"
@@ -183,47 +245,50 @@ class Daemon:
             log.info("%s", done)
 
         self._release(claim)
-        self._file(write)
+        self._unfiled.append(write)
 
-    def _fail(self, claim: Claim, reason: str) -> None:
-        receipt = Receipt(
-            id=claim.id,
-            finish_reason="error",
-            queued=claim.queued,
-            finished=timestamp(time.time()),
-            nrvna=__version__,
-            model=self._model,
-            error=reason,
-        )
+    def _fail(self, claim: Claim, reason: str, finish_reason: str = "error") -> None:
+        receipt = Receipt.of_failure(claim.id, claim.queued, reason, finish_reason)
+        receipt = receipt._replace(model=self._model, attempts=claim.begun + (claim.id in self._at_work))
 
         def write() -> None:
             self._lease.fail(claim, reason, receipt)
             log.warning("%s failed: %s", claim.id, reason)
 
         self._release(claim)
-        self._file(write)
+        self._unfiled.append(write)
 
-    def _give_back(self, claim: Claim) -> None:
+    def _give_back(self, claims: list[Claim]) -> None:
+        begun = [claim for claim in claims if claim.id in self._at_work]
+        for claim in claims:
+            self._release(claim)
+        self._unfiled.append(partial(self._lease.requeue, claims, begun))
+
+    def _give_back_crashed(self, claim: Claim) -> None:
         self._release(claim)
-        self._file(partial(self._lease.requeue, claim))
+
+        def write() -> None:
+            self._lease.requeue([self._lease.record_crash(claim)])
+
+        self._unfiled.append(write)
 
     def _release(self, claim: Claim) -> None:
         self._claims.pop(claim.id, None)
         self._at_work.discard(claim.id)
         self._joined.discard(claim.id)
-
-    def _file(self, move: Callable[[], None]) -> None:
-        """Do it now, or keep it in memory until the disk takes it."""
-        self._unfiled.append(move)
-        self._guarded("file", self._file_leftovers)
+        self._fresh.pop(claim.id, None)
 
     def _file_leftovers(self) -> None:
+        """Make the moves that are due. The engine is heard in between: it may wait for a word to go on."""
         while self._unfiled:
             try:
                 self._unfiled[0]()
             except LostRaceError as error:
                 log.warning("%s", error)
             self._unfiled.pop(0)
+            self._listen()
+            if "recording starts" not in self._troubles:
+                self._guarded("recording starts", self._start_recorded)
 
     def _guarded(self, name: str, action: Callable[[], None]) -> None:
         """Trouble with the workspace is said once and does not end the daemon: it goes on when that heals."""
@@ -232,27 +297,67 @@ class Daemon:
         except LeaseLostError:
             raise
         except WorkspaceError as error:
-            if str(error) != self._troubles.get(name):
-                log.error("%s; trying again until it works", error)
-            self._troubles[name] = str(error)
+            self._complain(name, f"{error}; trying again until it works")
         else:
-            self._troubles.pop(name, None)
+            if name in self._troubles:
+                del self._troubles[name]
+                log.info("%s works again", name)
+
+    def _complain(self, name: str, trouble: str) -> None:
+        if trouble != self._troubles.get(name):
+            log.error("%s", trouble)
+        self._troubles[name] = trouble
 
     # The engine's side.
+
+    def _listen(self) -> None:
+        """Deal with what the engine said since, without waiting."""
+        if not self.engine:
+            return
+        self.engine.flush()
+        self.engine.pass_on_log()
+        messages = self.engine.receive()
+        if messages:
+            self._heard_at = time.monotonic()
+        for message in messages or ():
+            self._hear(message)
+        if messages is None:
+            self._bury_engine(self.engine)
+
+    def _watch(self, now: float) -> None:
+        """An engine that has jobs and says nothing for long is hung, or as good as that."""
+        patience = self._config.stall
+        waits_for_us = self._unstarted or not self._claims
+        if self.engine and self._ready and patience and not waits_for_us and now - self._heard_at > patience:
+            if not self._hung:
+                log.error("the engine made no progress for %d s: ending it", patience)
+                self.engine.kill()
+            self._hung = True
 
     def _hear(self, message: dict[str, Any]) -> None:
         """Deal with one message of the engine (see engine/protocol.py)."""
         match message:
-            case {"text": texts}:
-                for job_id, text in texts.items():
-                    if claim := self._claims.get(job_id):
-                        self._lease.append_partial(claim, text)
-            case {"begins": job_id}:
+            case {"new": pieces}:
+                for job_id, (token, text) in pieces.items():
+                    if job_id not in self._claims:
+                        continue
+                    self._fresh.setdefault(job_id, []).append(token_line(token, text))
+            case {"reads": job_id} if job_id in self._claims:
                 self._at_work.add(job_id)
             case {"waits": job_id}:
                 self._at_work.discard(job_id)
-            case {"joins": job_id}:
-                self._joined.add(job_id)
+            case {"joins": job_id, "text": text}:
+                if claim := self._claims.get(job_id):
+                    self._joined.add(job_id)
+                    self._lease.begin_progress(claim, None, 0, 0)
+                    self._fresh[job_id] = [token_line(None, text)]
+            case {"starts": starts}:
+                for job_id, start in starts.items():
+                    # Also if it was cancelled meanwhile: others may wait for its answer.
+                    self._unstarted.append(job_id)
+                    if claim := self._claims.get(job_id):
+                        self._at_work.add(job_id)
+                        self._lease.begin_progress(claim, start["key"], start["seed"], start["kept"])
             case {"done": job_id, "answer": answer, "receipt": receipt}:
                 if claim := self._claims.get(job_id):
                     self._finish(claim, answer, Receipt.from_dict(receipt))
@@ -268,33 +373,43 @@ class Daemon:
             case {"fatal": reason}:
                 if not self._was_ready:
                     raise EngineError(reason)
-                log.error("the engine cannot start: %s", reason)
+                self._complain("engine", f"the engine cannot start: {reason}; trying again until it works")
 
     def _be_ready(self, about: Ready) -> None:
         self._ready = about
         self._was_ready = True
+        self._is_announced = False
         self._restart_delay = 1.0
-        self._guarded("announce", self._lease.announce_ready)
+        self._troubles.pop("engine", None)
+        self._guarded("saying that it is ready", self._announce)
         shape = "ready: %s on %s, %d jobs at a time, %d tokens each, %d threads"
         log.info(shape, about.description, about.backend, about.parallel, about.context, about.threads)
+        notify("READY=1")
 
-    def _bury_engine(self, end: str) -> None:
+    def _bury_engine(self, engine: EngineProcess) -> None:
         """The engine died: those it was at gain a crash, all go back, and another engine is started soon."""
-        self.engine, self._ready = None, None
+        self.engine, was_serving = None, self._ready is not None
+        self._ready = None
+        end = engine.wait()
+        if self._hung:
+            end, self._hung = f"no progress for {self._config.stall} s", False
         if not self._was_ready:
-            raise EngineError(f"the engine ended with {end} before it had loaded the model; its log is above")
-        log.error("the engine ended with %s, at work on %d jobs; starting another", end, len(self._at_work))
-        for claim in list(self._claims.values()):
-            suspect = claim
-            if claim.id in self._at_work:
-                with suppress(WorkspaceError):
-                    suspect = self._lease.record_crash(claim)
-            if suspect.crashes >= MAX_CRASHES:
-                self._fail(
-                    suspect, f"the engine died {suspect.crashes} times while it was at this job, last with {end}"
-                )
+            raise EngineError(f"the engine ended with {end} before it had loaded {self._path}; its log is above")
+        if was_serving:
+            log.error("the engine ended with %s, at work on %d jobs; starting another", end, len(self._at_work))
+        elif "engine" not in self._troubles:
+            self._complain("engine", f"the engine ended with {end} while it loaded the model; trying again")
+        self._keep_progress()
+        self._unstarted.clear()
+        crashed = [claim for claim in self._claims.values() if claim.id in self._at_work]
+        for claim in crashed:
+            if claim.crashes + 1 < MAX_CRASHES:
+                self._give_back_crashed(claim)
             else:
-                self._give_back(suspect)
+                times = f"the engine died {claim.crashes + 1} times while it was at this job, last with {end}"
+                self._fail(claim, f"{times}; the end of its log:\n{engine.last_words}")
+        if self._claims:
+            self._give_back(list(self._claims.values()))
         self._restart_later()
 
     def _restart_later(self) -> None:
@@ -306,7 +421,7 @@ class Daemon:
         try:
             self.engine = EngineProcess(self._path, self._model, self._config)
         except OSError as error:
-            log.error("the engine cannot start: %s", error)
+            self._complain("engine", f"the engine cannot start: {error}")
             self._restart_later()
 
 
@@ -322,38 +437,22 @@ def fingerprint(model: Path) -> dict[str, Any]:
     return {"path": str(model.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
 
 
-class _Signals:
-    """SIGTERM, SIGINT and a closed terminal ask for an orderly end; a second one ends the process at once.
-
-    That is safe too: the jobs are put back when the next daemon starts.
-    """
-
-    def __init__(self) -> None:
-        self.descriptor, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self.stop = False
-        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # nohup and a shell's background jobs have asked that some be ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
-
-    def _on_signal(self, *_: object) -> None:
-        if self.stop:
-            os._exit(1)
-        self.stop = True
-
-
 def serve(model: Path, workspace: Workspace, config: Config) -> None:
     """Answer the jobs of a workspace until a signal says to stop. Raises NrvnaError if it cannot begin."""
-    signals = _Signals()
+    signals = Signals(has_log_file=config.log_file is not None)
     daemon = Daemon(workspace, model, config)
     daemon.start()
     log.info("nrvnad %s, process %d: %s answers %s", __version__, os.getpid(), model, workspace.path)
     try:
         while not signals.stop:
             daemon.tick(LOOK_EVERY_S, signals.descriptor)
+            signals.drain()
+            if signals.reopen and config.log_file:
+                signals.reopen = False
+                with suppress(OSError):
+                    log_to(config.log_file)
     finally:
+        notify("STOPPING=1")
         daemon.stop()
     log.info("stopped")
 
@@ -392,6 +491,12 @@ def main(argv: list[str] | None = None) -> int:
         return check(options.model, config)
     if not options.workspace:
         parser.error("name a workspace too: nrvnad MODEL WORKSPACE")
+    try:
+        if config.log_file:
+            log_to(config.log_file)
+    except OSError as error:
+        print(f"nrvnad: cannot write to the log file {config.log_file}: {error.strerror}", file=sys.stderr)
+        return 2
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(LOG_LEVELS[config.log_level])
     try:

@@ -18,6 +18,23 @@ class WorkspaceError(NrvnaError, OSError):
     """A workspace that is missing, not a workspace, or not writable."""
 
 
+class UnsafeWorkspaceError(WorkspaceError, PermissionError):
+    """A workspace that others than its user can write to."""
+
+
+class SubmitError(WorkspaceError):
+    """Not all prompts of a group were queued.
+
+    ``queued`` are the ids of jobs that are safe, ``uncertain`` those of jobs that may run: the disk did not confirm
+    them. The others are not in the queue.
+    """
+
+    def __init__(self, message: str, queued: list[str], uncertain: list[str]) -> None:
+        super().__init__(message)
+        self.queued = queued
+        self.uncertain = uncertain
+
+
 class LeaseLostError(WorkspaceError):
     """The workspace that a daemon served is no longer where it was."""
 

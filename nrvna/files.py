@@ -1,24 +1,28 @@
 """Files of jobs: read without being led astray, written so that they stay. Knows no name of any of them.
 
 Whoever may write to a workspace can put anything under any name: a link, a FIFO, a folder. Reading takes regular
-files alone and follows no link; writing clears the way first.
+files alone and follows no link; writing clears the way first. The only module that waits for the disk or renames.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from os.path import basename
+from os.path import basename, dirname, isdir, join
 from typing import Any
 
 from nrvna.errors import JobError
 
 _MAX_OBJECT_BYTES = 1024 * 1024
+# From linux/fs.h and sys/stdio.h of macOS.
+_RENAME_NOREPLACE, _RENAME_EXCL = 1, 4
+_AT_FDCWD = -100
 
 
 def read(path: str, limit: int) -> bytes:
@@ -35,10 +39,15 @@ def read(path: str, limit: int) -> bytes:
 
 def read_text(path: str, limit: int = sys.maxsize) -> str:
     """For showing: what can be read of a file as text, empty if it cannot be."""
+    return read_bytes(path, limit).decode("utf-8", "replace")
+
+
+def read_bytes(path: str, limit: int = sys.maxsize) -> bytes:
+    """What can be read of a file, empty if it cannot be."""
     try:
-        return read(path, limit).decode("utf-8", "replace")
+        return read(path, limit)
     except (OSError, JobError):
-        return ""
+        return b""
 
 
 def read_object(path: str) -> dict[str, Any]:
@@ -50,22 +59,44 @@ def read_object(path: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write(path: str, data: bytes) -> None:
-    """Write a new file in place of whatever was there, and wait until it is on the disk."""
+def write(path: str, data: bytes, *, durable: bool = True) -> None:
+    """Write a new file in place of whatever was there; ``durable`` waits until its content is on the disk."""
     clear(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        _write_all(descriptor, data)
+        if durable:
+            _flush(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def append(path: str, data: bytes) -> None:
-    """Add to a file without waiting for the disk; what is no regular file stays as it is."""
+def append(path: str, data: bytes, *, at: int | None = None, durable: bool = False) -> None:
+    """Add to a file, all of it or nothing; ``at`` cuts the file there first. What is no regular file stays as it is.
+
+    Raises OSError, and FileNotFoundError if the folder is gone.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with os.fdopen(os.open(path, flags, 0o600), "ab") as file:
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.write(data)
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            return
+        size = about.st_size if at is None else min(at, about.st_size)
+        if size < about.st_size:
+            os.ftruncate(descriptor, size)
+        try:
+            _write_all(descriptor, data)
+            if durable:
+                _flush(descriptor)
+        except OSError:
+            # Half a line would spoil all that come after it.
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def encode(text: str) -> bytes:
@@ -73,13 +104,57 @@ def encode(text: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def sync(folder: str) -> None:
-    """Wait until a folder's entries are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def make_folder(path: str) -> None:
+    """Make a folder, and those above it, that only its user can enter; one that is there stays as it is.
+
+    What was made survives a crash of the machine.
+    """
+    above = dirname(path)
+    if above and not isdir(above):
+        make_folder(above)
     try:
-        os.fsync(descriptor)
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        if not isdir(path):
+            raise
+        return
+    sync(above or ".")
+
+
+def sync(path: str) -> None:
+    """Wait until a folder's entries, or a file's content, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folders: list[str]) -> None:
+    """Wait until these folders and the files in them are on the disk; for many at once this is one wait for all."""
+    if len(folders) > 1 and _sync_file_system(folders[0]):
+        return
+    for folder in folders:
+        for name in sorted(os.listdir(folder)):
+            sync(join(folder, name))
+        sync(folder)
+
+
+def move(origin: str, target: str) -> None:
+    """Rename without replacing anything, not even an empty folder. Raises FileExistsError if ``target`` is there."""
+    code = _rename_exclusively(origin, target)
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        # A file system without it: the next best is to look first.
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+        os.rename(origin, target)
+    elif code:
+        raise OSError(code, os.strerror(code), origin, None, target)
+
+
+def replace(origin: str, target: str) -> None:
+    """Rename a file over another one, so that a reader sees either of them whole."""
+    os.rename(origin, target)
 
 
 def clear(path: str) -> None:
@@ -119,3 +194,55 @@ def folders_in(folder: str) -> Iterator[str]:
                     yield entry.name
     except FileNotFoundError:
         return
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _flush(descriptor: int) -> None:
+    # On macOS fsync leaves the data in the disk's own cache.
+    full = getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
+
+
+def _rename_exclusively(origin: str, target: str) -> int:
+    """An errno, or 0 if it was done."""
+    # Imported here: flw has no use for it.
+    import ctypes
+
+    old, new = os.fsencode(origin), os.fsencode(target)
+    library = ctypes.CDLL(None, use_errno=True)
+    try:
+        if sys.platform == "darwin":
+            failed = library.renamex_np(old, new, _RENAME_EXCL)
+        else:
+            failed = library.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE)
+    except AttributeError:
+        return errno.ENOSYS
+    return ctypes.get_errno() if failed else 0
+
+
+def _sync_file_system(path: str) -> bool:
+    """Write back everything of the file system that a folder is on; False where that cannot be asked for."""
+    import ctypes
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        try:
+            failed = library.syncfs(descriptor)
+        except AttributeError:
+            return False
+        if failed:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+        return True
+    finally:
+        os.close(descriptor)

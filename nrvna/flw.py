@@ -1,4 +1,4 @@
-"""``flw``: see how the jobs of a workspace are doing, and collect their answers."""
+"""``flw``: see how the jobs of a workspace are doing, collect their answers, or cancel them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import partial
 from nrvna.errors import JobNotFoundError, WorkspaceError
 from nrvna.job import Job, JobState
 from nrvna.terminal import abandon_stdout, open_streams, printable
-from nrvna.workspace import Workspace
+from nrvna.workspace import Counts, Workspace
 
 DONE, FAILED, USAGE, NOT_READY, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -21,7 +21,9 @@ examples:
   flw ~/work                  the newest jobs, newest last: state, id, prompt, answer
   flw ~/work ID               one answer, alone on standard output
   flw -w ~/work ID            the same, once it is there
+  flw -f ~/work ID            the same, as it is being written
   flw -w ~/work               wait until everything queued now is finished
+  flw --cancel ~/work ID      cancel it, if it is not done yet
 
 exit codes: 0 done, 1 failed, 2 usage, 3 not ready yet
 """
@@ -30,6 +32,7 @@ _SHOWN = 20
 _POLL_S = 0.05
 _SHOW_EVERY_S = 0.5
 _WARN_AFTER_S = 2.0
+_CANCEL_PATIENCE_S = 5.0
 
 
 def first_line(text: str, width: int) -> str:
@@ -52,16 +55,19 @@ def row(workspace: Workspace, job: Job, width: int) -> str:
     return f"{head}{prompt} → {answer}" if answer else f"{head}{prompt}"
 
 
-def print_list(workspace: Workspace, jobs: list[Job], *, everything: bool) -> None:
-    """The jobs given, oldest first, and on a terminal a line that sums them up."""
-    shown = jobs if everything else jobs[-_SHOWN:]
+def print_list(workspace: Workspace, jobs: list[Job]) -> None:
+    """The jobs given, oldest first."""
     width = (os.get_terminal_size().columns or 80) if sys.stdout.isatty() else 160
-    for job in shown:
+    for job in jobs:
         print(row(workspace, job, width))
+
+
+def print_sum(counts: Counts, shown: int) -> None:
+    """On a terminal a line that sums up some jobs, of which so many were shown."""
     if sys.stderr.isatty():
-        numbers = ", ".join(f"{sum(job.state is state for job in jobs)} {state}" for state in JobState)
-        older = f"; {len(jobs) - len(shown)} older ones with --all" if len(jobs) > len(shown) else ""
-        print(f"{len(jobs)} jobs: {numbers}{older}", file=sys.stderr)
+        numbers = ", ".join(f"{number} {state}" for state, number in counts._asdict().items())
+        older = f"; {sum(counts) - shown} older ones with --all" if sum(counts) > shown else ""
+        print(f"{sum(counts)} jobs: {numbers}{older}", file=sys.stderr)
 
 
 def show(workspace: Workspace, job: Job) -> int:
@@ -73,10 +79,23 @@ def show(workspace: Workspace, job: Job) -> int:
         print(f"flw: {job.id} is {job.state}{_hint(workspace)}; -w waits for it", file=sys.stderr)
         return NOT_READY
     answer = workspace.answer(job)
-    sys.stdout.write(printable(answer) if sys.stdout.isatty() else answer)
+    write_answer(answer)
     if not answer.endswith("\n"):
-        sys.stdout.write("\n")
+        write_answer("\n")
+    return judge(workspace, job)
+
+
+def write_answer(text: str) -> None:
+    """To standard output; a terminal is not steered by it."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+
+
+def judge(workspace: Workspace, job: Job) -> int:
+    """Say on stderr what there is to know of a done job's answer; returns the exit code."""
     receipt = workspace.receipt(job)
+    if receipt and not workspace.is_intact(job, receipt):
+        print("flw: this answer is damaged: it is not the one that its receipt was written for", file=sys.stderr)
+        return FAILED
     if receipt and receipt.was_cut:
         variable = {"length": "NRVNA_PREDICT", "context": "NRVNA_CTX"}[receipt.finish_reason]
         note = f"flw: this answer was cut at its {receipt.generated_tokens}th token: nrvnad with a larger {variable}"
@@ -139,16 +158,74 @@ def collect(workspace: Workspace, job_id: str, *, wait: bool) -> int:
     if wait and not job.is_finished:
         Waiting(workspace).until(lambda: workspace.find(job_id).is_finished)
         job = workspace.find(job_id)
+    if job.is_finished:
+        # Whoever is shown an answer may rely on it, also after a power cut in this very moment.
+        workspace.confirm()
     return show(workspace, job)
+
+
+def follow(workspace: Workspace, job_id: str) -> int:
+    """``flw -f WORKSPACE ID``: the answer as it grows. Raises JobNotFoundError."""
+    shown, warned, started = "", False, time.monotonic()
+    while True:
+        job = workspace.find(job_id)
+        if job.is_finished:
+            workspace.confirm()
+        if job.state is JobState.FAILED:
+            write_answer("\n" if shown else "")
+            return show(workspace, job)
+        text = workspace.answer(job)
+        if not text.startswith(shown) and (text or job.is_finished):
+            write_answer("\n")
+            sys.stdout.flush()
+            print("flw: it was interrupted, and is answered anew:", file=sys.stderr)
+            shown = ""
+        if len(text) > len(shown):
+            write_answer(text[len(shown) :])
+            sys.stdout.flush()
+            shown = text
+        if job.state is JobState.DONE:
+            write_answer("" if shown.endswith("\n") else "\n")
+            return judge(workspace, job)
+        if not warned and not shown and time.monotonic() - started > _WARN_AFTER_S:
+            warned = True
+            if hint := _hint(workspace):
+                print(f"flw: {job_id} is {job.state}{hint}", file=sys.stderr)
+        time.sleep(_POLL_S)
+
+
+def cancel(workspace: Workspace, job_id: str) -> int:
+    """``flw --cancel WORKSPACE ID``: 0 once it is certain that there will be no answer. Raises JobNotFoundError."""
+    # Imported here: nothing else of flw moves jobs.
+    from nrvna.lease import cancel as cancel_job
+
+    deadline = time.monotonic() + _CANCEL_PATIENCE_S
+    is_marked = False
+    while time.monotonic() < deadline:
+        job = workspace.find(job_id)
+        if job.state is JobState.DONE:
+            print(f"flw: {job_id} is done already", file=sys.stderr)
+            return FAILED
+        if job.state is JobState.FAILED:
+            workspace.confirm()
+            return DONE
+        if job.state is JobState.QUEUED or not is_marked:
+            if cancel_job(workspace, job):
+                return DONE
+            is_marked = job.state is JobState.RUNNING
+        time.sleep(_POLL_S)
+    print(f"flw: {job_id} is asked to end, but its daemon did not confirm that yet: look again", file=sys.stderr)
+    return NOT_READY
 
 
 def collect_all(workspace: Workspace, *, wait: bool, everything: bool) -> int:
     """``flw WORKSPACE``: with ``wait``, the jobs unfinished now, once they are finished; 1 if one of them failed."""
-    jobs = workspace.jobs()
     if not wait:
-        print_list(workspace, jobs, everything=everything)
+        jobs = workspace.jobs(None if everything else _SHOWN)
+        print_list(workspace, jobs)
+        print_sum(workspace.counts(), len(jobs))
         return DONE
-    waited_for = {job.id for job in jobs if not job.is_finished}
+    waited_for = {job.id for job in workspace.jobs() if not job.is_finished}
 
     def is_unfinished() -> bool:
         return any(not job.is_finished and job.id in waited_for for job in workspace.jobs())
@@ -156,7 +233,8 @@ def collect_all(workspace: Workspace, *, wait: bool, everything: bool) -> int:
     # Twice, as a job that is put back into the queue meanwhile may be missed once.
     Waiting(workspace).until(lambda: not is_unfinished() and not is_unfinished())
     finished = [job for job in workspace.jobs() if job.id in waited_for]
-    print_list(workspace, finished, everything=True)
+    print_list(workspace, finished)
+    print_sum(Counts(*(sum(job.state is state for job in finished) for state in JobState)), len(finished))
     return FAILED if any(job.state is JobState.FAILED for job in finished) else DONE
 
 
@@ -172,12 +250,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("workspace", metavar="WORKSPACE", help="the workspace's folder")
     parser.add_argument("id", nargs="?", metavar="ID", help="a job's id, as wrk printed it")
     parser.add_argument("-w", "--wait", action="store_true", help="wait until it is finished")
+    parser.add_argument("-f", "--follow", action="store_true", help="print the answer as it is being written")
+    parser.add_argument("--cancel", action="store_true", help="see to it that the job is not answered")
     parser.add_argument("-a", "--all", action="store_true", help=f"list every job, not only the newest {_SHOWN}")
     options = parser.parse_args(argv)
     workspace = Workspace(options.workspace)
     try:
         workspace.check()
-        if options.id is None:
+        if options.id is None and (options.follow or options.cancel):
+            parser.error(f"name a job too: flw {'--follow' if options.follow else '--cancel'} WORKSPACE ID")
+        if options.cancel:
+            code = cancel(workspace, options.id)
+        elif options.follow:
+            code = follow(workspace, options.id)
+        elif options.id is None:
             code = collect_all(workspace, wait=options.wait, everything=options.all)
         else:
             code = collect(workspace, options.id, wait=options.wait)

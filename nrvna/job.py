@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from nrvna import __version__
 from nrvna.errors import JobNotFoundError
 
 MAX_ID_BYTES = 200
@@ -45,12 +46,13 @@ class Receipt(NamedTuple):
     """What happened to a job: enough to judge its answer and to make it again.
 
     Times are ISO 8601 in UTC. ``finish_reason`` is "stop" (the model ended its answer), "length" (cut at the most
-    tokens allowed), "context" (cut because the context was full) or "error". ``cached_tokens`` of the prompt were
-    computed for an earlier job already. ``generated_tokens`` leaves out the one that ends the answer;
+    tokens allowed), "context" (cut because the context was full), "error" or "cancelled". ``cached_tokens`` of the
+    prompt were computed for an earlier job already. ``generated_tokens`` leaves out the one that ends the answer;
     ``tokens_per_second`` is these over the time from start to finish, prefill and neighbours included. ``model``
     names the file with its size and modification time. ``same_as`` is the job whose answer this is too, as both asked
     for the same. ``reproducible``: the engine saw at its start that answers of this model are the same whatever runs
-    beside them; None where it was not asked to.
+    beside them; None where it was not asked to. ``resumed_tokens`` of the answer were generated before an
+    interruption and taken over. ``attempts`` counts how often it was begun. ``sha256`` is of the answer's bytes.
     """
 
     id: str
@@ -70,7 +72,15 @@ class Receipt(NamedTuple):
     llama_cpp: str | None = None
     same_as: str | None = None
     reproducible: bool | None = None
+    resumed_tokens: int | None = None
+    attempts: int | None = None
+    sha256: str | None = None
     error: str | None = None
+
+    @classmethod
+    def of_failure(cls, job_id: str, queued: str, reason: str, finish_reason: str = "error") -> Receipt:
+        """Of a job that ends without an answer, now."""
+        return cls(job_id, finish_reason, queued, timestamp(time.time()), __version__, error=reason)
 
     @property
     def was_cut(self) -> bool:
@@ -94,14 +104,24 @@ def timestamp(seconds: float) -> str:
 _last_id_us = 0
 
 
-def new_id() -> str:
+def new_id(after_us: int = 0) -> str:
     """An id that sorts by the time it was made, such as "20261122-130405-123456-7f3a2b" (UTC, then chance).
 
-    Ids made by one process are in order even within a microsecond and when the clock is set back.
+    It sorts after ``after_us``, in microseconds since the epoch, and after all that this process made before, within
+    a microsecond or when the clock was set back.
     """
     global _last_id_us
-    _last_id_us = max(time.time_ns() // 1000, _last_id_us + 1)
+    _last_id_us = max(time.time_ns() // 1000, after_us + 1, _last_id_us + 1)
     return f"{order_of_time(_last_id_us)}-{os.urandom(3).hex()}"
+
+
+def time_of(generated_id: str) -> int:
+    """When :func:`new_id` made it, in microseconds since the epoch."""
+    day, clock, fraction, _ = generated_id.split("-")
+    year, month, date = int(day[:4]), int(day[4:6]), int(day[6:])
+    hour, minute, second = int(clock[:2]), int(clock[2:4]), int(clock[4:])
+    moment = datetime(year, month, date, hour, minute, second, tzinfo=UTC)
+    return round(moment.timestamp()) * 1_000_000 + int(fraction)
 
 
 def order_of_time(microseconds: int) -> str:

@@ -1,29 +1,38 @@
-"""``wrk``: queue a prompt. Prints the job's id, and returns at once."""
+"""``wrk``: queue prompts. Prints the jobs' ids, and returns at once."""
 
 from __future__ import annotations
 
 import argparse
 import fcntl
 import os
+import select
 import sys
 import termios
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 
-from nrvna.errors import JobError, WorkspaceError
+from nrvna.errors import JobError, SubmitError, WorkspaceError
 from nrvna.terminal import abandon_stdout, open_streams
-from nrvna.workspace import MAX_PROMPT_BYTES, Workspace
+from nrvna.workspace import MAX_PROMPT_BYTES, Workspace, check_prompt
 
 EPILOG = """\
 examples:
   wrk ~/work "Explain what a B-tree is."       queue a prompt
   git diff | wrk ~/work "Review this:" -       the words, then standard input
   wrk ~/work < prompt.txt                      standard input alone
+  wrk ~/work "Translate:" --lines words.txt    a job for each line, the words before it
   id=$(wrk ~/work "Name a prime."); flw -w ~/work $id
   wrk --init ~/work                            make a workspace without starting a daemon
 
 exit codes: 0 queued, 1 the workspace could not be written, 2 usage, or a prompt that cannot run
 """
+
+# Jobs that wait for the disk together: many, so that it is asked seldom; few, so that a pipe's ids come steadily.
+GROUP = 200
+_GROUP_BYTES = 16 * 1024 * 1024
+_SHOW_AFTER_S = 2.0
 
 
 def compose_prompt(words: list[str], piped: bytes | None) -> bytes:
@@ -48,6 +57,71 @@ def pipe_is_waiting() -> bool:
         return False
 
 
+def grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Lines with their numbers, as many at a time as are there, up to a group; blank ones are left out.
+
+    Of a line that is too long for a prompt only so much is kept that this can be told.
+    """
+    group: list[tuple[int, bytes]] = []
+    number, size, rest = 0, 0, b""
+    while data := os.read(descriptor, 1 << 16):
+        *lines, rest = (rest + data).split(b"\n")
+        rest = rest[: MAX_PROMPT_BYTES + 1]
+        for line in lines:
+            number += 1
+            if line.strip():
+                group.append((number, line))
+                size += len(line)
+            if len(group) >= GROUP or size >= _GROUP_BYTES:
+                yield group
+                group, size = [], 0
+        # Whoever writes slowly still gets each id as soon as the line is there.
+        if group and not select.select([descriptor], (), (), 0)[0]:
+            yield group
+            group, size = [], 0
+    if rest.strip():
+        group.append((number + 1, rest))
+    if group:
+        yield group
+
+
+def queue_lines(
+    workspace: Workspace, words: list[str], groups: Iterable[list[tuple[int, bytes]]], model: str | None
+) -> int:
+    """``wrk --lines``: a job for each line, and its id as soon as it is safe; 2 if some cannot run.
+
+    Raises SubmitError and WorkspaceError, with the ids printed that are queued.
+    """
+    started, total, refused = time.monotonic(), 0, 0
+    shows = sys.stderr.isatty() and not sys.stdout.isatty()
+    for group in groups:
+        prompts = []
+        for number, line in group:
+            try:
+                prompts.append(check_prompt(compose_prompt(words, line)))
+            except JobError as error:
+                refused += 1
+                print(f"wrk: line {number}: {error}", file=sys.stderr)
+        try:
+            queued = workspace.submit_all(prompts, model=model)
+        except SubmitError as error:
+            print_ids(error.queued)
+            raise
+        print_ids(queued)
+        total += len(queued)
+        if shows and time.monotonic() - started > _SHOW_AFTER_S:
+            print(f"\r\x1b[K{total} queued", end="", file=sys.stderr, flush=True)
+    if shows:
+        print(f"\r\x1b[K{total} queued", file=sys.stderr)
+    return 2 if refused else 0
+
+
+def print_ids(ids: list[str]) -> None:
+    """Raises OSError if standard output does not take them."""
+    if ids:
+        print("\n".join(ids), flush=True)
+
+
 def encouragement(workspace: Workspace, job_id: str) -> str:
     """What to do next, for a person."""
     with suppress(WorkspaceError):
@@ -60,26 +134,31 @@ def main(argv: list[str] | None = None) -> int:
     open_streams()
     parser = argparse.ArgumentParser(
         prog="wrk",
-        description="Queue a prompt in a workspace and print the job's id. A daemon (nrvnad) answers it.",
+        description="Queue prompts in a workspace and print the jobs' ids. A daemon (nrvnad) answers them.",
         epilog=EPILOG,
         # With a width given, argparse does not import shutil to ask the terminal for its own.
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
     )
     parser.add_argument("workspace", metavar="WORKSPACE", help="the workspace's folder")
     parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="words of the prompt; a last - is standard input")
+    parser.add_argument("--lines", metavar="FILE", help="a job for each line of FILE, - for standard input")
+    parser.add_argument("--model", metavar="NAME", help="leave it to a daemon whose model file has this name")
     parser.add_argument("--init", action="store_true", help="make the workspace first if it does not exist")
     options = parser.parse_args(argv)
     words: list[str] = options.prompt
     workspace = Workspace(options.workspace)
+    queued: list[str] = []
     try:
         if options.init:
             workspace.create()
-            if not words:
+            if not words and options.lines is None:
                 return 0
         try:
             workspace.check()
         except WorkspaceError as error:
             parser.exit(2, f"wrk: {error}\n")
+        if options.lines is not None:
+            return queue_lines(workspace, words, grouped_lines(_open_lines(parser, options.lines)), options.model)
         piped = None
         if words[-1:] == ["-"] or (not words and not sys.stdin.isatty()):
             words = words[:-1]
@@ -89,21 +168,30 @@ def main(argv: list[str] | None = None) -> int:
         elif pipe_is_waiting():
             # In a shell's loop it is the loop's: it is left alone, but not without a word.
             print("wrk: standard input is not part of this prompt; a last - would put it there", file=sys.stderr)
-        job_id = workspace.submit(compose_prompt(words, piped))
+        queued.append(workspace.submit(compose_prompt(words, piped), model=options.model))
+        print_ids(queued)
     except JobError as error:
         parser.exit(2, f"wrk: {error}\n")
     except WorkspaceError as error:
         parser.exit(1, f"wrk: {error}\n")
     except KeyboardInterrupt:
         return 130
-    try:
-        print(job_id, flush=True)
     except OSError as error:
         abandon_stdout()
-        parser.exit(1, f"wrk: {job_id} is queued, but standard output failed: {error.strerror}\n")
+        about = f"{queued[0]} is queued, but " if queued else ""
+        parser.exit(1, f"wrk: {about}standard output failed: {error.strerror}\n")
     if sys.stderr.isatty():
-        print(encouragement(workspace, job_id), file=sys.stderr)
+        print(encouragement(workspace, queued[0]), file=sys.stderr)
     return 0
+
+
+def _open_lines(parser: argparse.ArgumentParser, path: str) -> int:
+    if path == "-":
+        return sys.stdin.fileno()
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        parser.exit(2, f"wrk: cannot read {path}: {error.strerror}\n")
 
 
 def run() -> None:

@@ -18,6 +18,8 @@ from nrvna.llama import Model, load_library
 from nrvna.llama.location import find_build
 from nrvna.workspace import Workspace
 
+Rounds = Callable[..., int]
+
 # Machines that are shared have slow moments; what must be quick is measured in benchmarks.
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -25,6 +27,22 @@ settings.load_profile("shared machine")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # Reproducible mode does without some of ggml's tiles.
 os.environ.setdefault("GGML_CPU_TILED_MM", "0")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="break things for minutes instead of seconds")
+
+
+@pytest.fixture(scope="session")
+def rounds(request: pytest.FixtureRequest) -> Rounds:
+    """How often a test repeats what only repetition finds: a few times by default, more in CI, most with --long."""
+
+    def choose(*, quick: int, ci: int, long: int) -> int:
+        if request.config.getoption("--long"):
+            return long
+        return ci if os.environ.get("CI") == "true" else quick
+
+    return choose
 
 
 @pytest.fixture(scope="session")

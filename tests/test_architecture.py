@@ -19,10 +19,13 @@ ALLOWED = {
     "job": {"errors"},
     "files": {"errors"},
     "terminal": set(),
-    "workspace": {"job", "files", "errors"},
+    "progress": set(),
+    "workspace": {"job", "files", "progress", "errors"},
+    "lease": {"workspace", "job", "files", "progress", "errors"},
+    "service": {"config"},
     "wrk": {"workspace", "job", "terminal", "config", "errors"},
-    "flw": {"workspace", "job", "terminal", "config", "errors"},
-    "daemon": {"workspace", "job", "config", "errors", "engine"},
+    "flw": {"workspace", "lease", "job", "terminal", "config", "errors"},
+    "daemon": {"workspace", "lease", "progress", "service", "job", "config", "errors", "engine"},
     "llama": {"llama", "errors"},
     "engine": {"engine", "llama", "config", "job", "errors"},
 }
@@ -98,12 +101,23 @@ def users_of(*attributes: str) -> set[str]:
     return found
 
 
-def test_only_the_workspace_moves_jobs() -> None:
-    assert users_of("rename", "renames", "replace") == {"workspace.py"}
+def test_only_workspace_and_lease_move_jobs() -> None:
+    assert users_of("rename", "renames", "replace") == {"files.py"}
+    movers = {path.name for path in SOURCES if names_imported_by(path, "nrvna.files") & {"move", "replace"}}
+    assert movers == {"workspace.py", "lease.py"}
 
 
 def test_only_the_files_room_waits_for_the_disk() -> None:
     assert users_of("fsync", "fdatasync", "sync") == {"files.py"}
+
+
+def names_imported_by(path: Path, module: str) -> set[str]:
+    return {
+        alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == module
+        for alias in node.names
+    }
 
 
 def test_only_the_runner_touches_the_model_of_the_engine() -> None:

@@ -16,8 +16,9 @@ from processes import command, until
 
 from nrvna.flw import first_line
 from nrvna.job import JobState, Receipt, is_generated_id
+from nrvna.lease import Lease
 from nrvna.terminal import printable
-from nrvna.workspace import Lease, Workspace
+from nrvna.workspace import Workspace
 from nrvna.wrk import compose_prompt
 from nrvna.wrk import main as wrk_main
 
@@ -32,7 +33,7 @@ def queued_prompt(workspace: Workspace) -> str:
 def file_away(workspace: Workspace, prompt: str, answer: str, reason: str = "stop", *, failed: bool = False) -> str:
     """A finished job, filed as a daemon does it."""
     job_id = workspace.submit(prompt)
-    lease: Lease = workspace.lease({"path": "m"})
+    lease: Lease = Lease(workspace, {"path": "m"})
     claim = lease.claim()
     assert claim is not None and claim.id == job_id
     receipt = Receipt(job_id, reason, "q", "f", "0.1.0", generated_tokens=7)
@@ -191,7 +192,7 @@ def test_flw_of_a_waiting_job_exits_3_and_says_that_no_daemon_is_there(workspace
 
 def test_flw_says_when_the_daemon_is_still_loading_its_model(workspace: Workspace) -> None:
     job_id = workspace.submit("q")
-    lease = workspace.lease({"path": "m"})
+    lease = Lease(workspace, {"path": "m"})
     assert "is queued, and its daemon is still loading the model" in command("flw", workspace.path, job_id).stderr
     lease.announce_ready()
     assert command("flw", workspace.path, job_id).stderr == f"flw: {job_id} is queued; -w waits for it\n"
@@ -307,7 +308,7 @@ def test_waiting_for_one_job_prints_its_answer_once_it_is_there(workspace: Works
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(0.3)
         assert process.poll() is None
-        lease = workspace.lease({"path": "m"})
+        lease = Lease(workspace, {"path": "m"})
         claim = lease.claim()
         assert claim is not None
         lease.finish(claim, "at last", Receipt(job_id, "stop", "q", "f", "0.1.0"))
@@ -325,7 +326,7 @@ def test_waiting_for_a_workspace_waits_for_what_is_unfinished_now(
     job_id = workspace.submit("q")
     with subprocess.Popen([BIN / "flw", "-w", workspace.path], stdout=subprocess.PIPE, text=True) as process:
         time.sleep(0.3)
-        lease = workspace.lease({"path": "m"})
+        lease = Lease(workspace, {"path": "m"})
         claim = lease.claim()
         assert claim is not None
         (lease.fail if failed else lease.finish)(claim, "x", Receipt(job_id, "stop", "q", "f", "0.1.0"))

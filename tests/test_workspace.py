@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,16 +16,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nrvna.errors import JobError, JobNotFoundError, LeaseLostError, LostRaceError, WorkspaceError
+from nrvna import files
+from nrvna import workspace as workspace_module
+from nrvna.errors import (
+    JobError,
+    JobNotFoundError,
+    LeaseLostError,
+    LostRaceError,
+    SubmitError,
+    UnsafeWorkspaceError,
+    WorkspaceError,
+)
 from nrvna.job import JobState, Receipt, is_generated_id
-from nrvna.workspace import MAX_PROMPT_BYTES, Claim, Lease, Workspace
+from nrvna.lease import Claim, Lease, cancel, recover
+from nrvna.progress import token_line
+from nrvna.workspace import MAX_PROMPT_BYTES, Workspace
+from nrvna.wrk import GROUP
 
 MODEL = {"path": "/models/a.gguf", "size": 1, "mtime_ns": 1}
 
 
 @pytest.fixture
 def lease(workspace: Workspace) -> Lease:
-    return workspace.lease(MODEL)
+    return Lease(workspace, MODEL)
 
 
 def receipt(job_id: str) -> Receipt:
@@ -111,7 +125,7 @@ def test_a_job_queued_right_after_a_look_is_seen_by_the_next(workspace: Workspac
 
 def test_only_one_of_several_daemons_gets_a_job(workspace: Workspace) -> None:
     ids = {workspace.submit(f"job {number}") for number in range(200)}
-    leases = [workspace.lease(MODEL) for _ in range(4)]
+    leases = [Lease(workspace, MODEL) for _ in range(4)]
     taken: list[list[str]] = [[] for _ in leases]
 
     def take(number: int) -> None:
@@ -133,7 +147,10 @@ def test_a_finished_job_has_its_answer_and_receipt(workspace: Workspace, lease: 
     lease.finish(claimed(lease), "the answer", receipt(job_id))
     job = workspace.find(job_id)
     assert (job.state, workspace.answer(job)) == (JobState.DONE, "the answer")
-    assert workspace.receipt(job) == receipt(job_id)
+    found = workspace.receipt(job)
+    assert found is not None
+    assert found._replace(sha256=None, attempts=None) == receipt(job_id)
+    assert (found.attempts, workspace.is_intact(job, found)) == (1, True)
     assert sorted(path.name for path in Path(job.directory).iterdir()) == [
         "job.json",
         "prompt.txt",
@@ -164,7 +181,7 @@ def test_the_first_result_of_a_job_stands_and_another_job_of_its_name_gets_anoth
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "link"])
-@pytest.mark.parametrize("name", ["result.txt", "receipt.json", "partial.txt", "error.txt", "crashes"])
+@pytest.mark.parametrize("name", ["result.txt", "receipt.json", "progress.jsonl", "error.txt", "attempts.json"])
 def test_what_lies_in_the_way_of_a_result_is_cleared_and_no_link_followed(
     workspace: Workspace, lease: Lease, tmp_path: Path, name: str, kind: str
 ) -> None:
@@ -179,10 +196,10 @@ def test_what_lies_in_the_way_of_a_result_is_cleared_and_no_link_followed(
         (folder / name).symlink_to(victim)
     os.utime(folder, (0, 0))
     claim = claimed(lease)
-    lease.append_partial(claim, "so far")
+    lease.append_progress(claim, b"so far")
     lease.finish(claim, "answer", receipt("mine"))
     assert workspace.answer(workspace.find("mine")) == "answer"
-    assert workspace.receipt(workspace.find("mine")) == receipt("mine")
+    assert (Path(workspace.find("mine").directory) / "receipt.json").is_file()
     assert victim.read_text() == "precious"
 
 
@@ -192,8 +209,8 @@ def test_a_job_whose_folder_was_removed_while_it_ran_is_nobodys_trouble(workspac
     shutil.rmtree(claim.directory)
     with pytest.raises(LostRaceError, match="was removed while it was being answered"):
         lease.finish(claim, "answer", receipt(claim.id))
-    with pytest.raises(LostRaceError):
-        lease.requeue(claim)
+    lease.requeue([claim])
+    assert workspace.jobs() == []
 
 
 @pytest.mark.parametrize("content", ['{"queued": "\\ud800"}', "[" * 200_000, "[]", "3", '{"queued": 5}', "", "\0"])
@@ -210,9 +227,9 @@ def test_a_name_that_is_taken_in_the_queue_does_not_stop_the_others(workspace: W
     first = claimed(lease)
     by_hand(workspace, "same", b"two", age_s=90)
     by_hand(workspace, "other", b"three", age_s=80)
-    assert claimed(lease).id == "other"
-    lease.finish(first, "answer", receipt("same"))
     assert claimed(lease).id.startswith("same-")
+    assert claimed(lease).id == "other"
+    assert lease.prompt(first) == "one"
 
 
 def test_one_bad_folder_of_a_dead_daemon_keeps_no_other_job_from_its_recovery(workspace: Workspace) -> None:
@@ -220,9 +237,9 @@ def test_one_bad_folder_of_a_dead_daemon_keeps_no_other_job_from_its_recovery(wo
     for name in ("dead-1/good", "dead-1/taken", "dead-2/good too"):
         (processing / name).mkdir(parents=True)
         (processing / name / "prompt.txt").write_text("prompt")
-    (processing / "dead-1" / "good" / "partial.txt").mkdir()
+    (processing / "dead-1" / "good" / "progress.jsonl").mkdir()
     by_hand(workspace, "taken", b"prompt")
-    recovered = workspace.recover()
+    recovered = recover(workspace)
     assert {"good", "good too"} < set(recovered)
     assert len([job for job in workspace.jobs() if job.id.startswith("taken")]) == 2
     assert list(processing.iterdir()) == []
@@ -242,18 +259,19 @@ def test_a_workspace_put_in_the_place_of_the_one_served_is_noticed(workspace: Wo
 def test_a_running_jobs_answer_can_be_watched_and_leaves_no_trace(workspace: Workspace, lease: Lease) -> None:
     job_id = workspace.submit("q")
     claim = claimed(lease)
-    lease.append_partial(claim, "so ")
-    lease.append_partial(claim, "far")
+    lease.begin_progress(claim, "key", 7, 0)
+    lease.append_progress(claim, token_line(1, "so "))
+    lease.append_progress(claim, token_line(2, "far"))
     running = workspace.newest_running()
     assert running is not None and running.id == job_id
     assert workspace.answer(running) == "so far"
-    lease.requeue(claim)
-    assert workspace.answer(workspace.find(job_id)) == ""
+    lease.finish(claim, "so far so good", receipt(job_id))
+    assert not (Path(workspace.find(job_id).directory) / "progress.jsonl").exists()
 
 
 def test_a_job_put_back_is_the_next_one_again(workspace: Workspace, lease: Lease) -> None:
     first, second = workspace.submit("1"), workspace.submit("2")
-    lease.requeue(claimed(lease))
+    lease.requeue([claimed(lease)])
     assert [claimed(lease).id, claimed(lease).id] == [first, second]
     for job_id in (first, second):
         assert workspace.find(job_id).state is JobState.RUNNING
@@ -265,13 +283,13 @@ def test_crashes_are_counted_over_restarts(workspace: Workspace, lease: Lease) -
         claim = claimed(lease)
         assert claim.crashes == count
         assert lease.record_crash(claim).crashes == count + 1
-        lease.requeue(claim)
+        lease.requeue([claim])
 
 
 def test_a_living_daemons_jobs_are_not_recovered(workspace: Workspace, lease: Lease) -> None:
     job_id = workspace.submit("q")
     claimed(lease)
-    assert workspace.recover() == []
+    assert recover(workspace) == []
     assert workspace.find(job_id).state is JobState.RUNNING
     assert [peer.pid for peer in workspace.peers()] == [os.getpid()]
 
@@ -280,8 +298,9 @@ def test_a_dead_daemons_jobs_go_back(workspace: Workspace) -> None:
     job_id = workspace.submit("q")
     script = f"""
 import os, sys
+from nrvna.lease import Lease
 from nrvna.workspace import Workspace
-lease = Workspace({workspace.path!r}).lease({MODEL!r})
+lease = Lease(Workspace({workspace.path!r}), {MODEL!r})
 print(lease.claim().id, flush=True)
 os.kill(os.getpid(), 9)
 """
@@ -289,7 +308,7 @@ os.kill(os.getpid(), 9)
     assert done.stdout.strip() == job_id
     assert workspace.find(job_id).state is JobState.RUNNING
     assert workspace.peers() == []
-    assert workspace.recover() == [job_id]
+    assert recover(workspace) == [job_id]
     assert workspace.find(job_id).state is JobState.QUEUED
     assert list((Path(workspace.path) / "processing").iterdir()) == []
 
@@ -297,17 +316,17 @@ os.kill(os.getpid(), 9)
 def test_a_lease_that_is_closed_is_gone(workspace: Workspace, lease: Lease) -> None:
     lease.close()
     assert workspace.peers() == []
-    assert workspace.recover() == []
+    assert recover(workspace) == []
 
 
 def test_a_second_daemon_with_the_same_model_is_welcome_and_one_with_another_is_not(
     workspace: Workspace, lease: Lease
 ) -> None:
-    workspace.lease(MODEL).close()
+    Lease(workspace, MODEL).close()
     with pytest.raises(WorkspaceError, match=rf"served already by process {os.getpid()} with another model"):
-        workspace.lease({**MODEL, "size": 2})
+        Lease(workspace, {**MODEL, "size": 2})
     lease.close()
-    workspace.lease({**MODEL, "size": 2}).close()
+    Lease(workspace, {**MODEL, "size": 2}).close()
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
@@ -366,7 +385,7 @@ def test_a_job_that_moves_is_always_found(workspace: Workspace, lease: Lease) ->
     def move() -> None:
         while not stop.is_set():
             if claim := lease.claim():
-                lease.requeue(claim)
+                lease.requeue([claim])
 
     mover = threading.Thread(target=move)
     mover.start()
@@ -444,24 +463,153 @@ def test_a_spoilt_wake_fifo_does_no_harm(workspace: Workspace, tmp_path: Path, k
     assert kind != "file" or wake.read_text() == "precious"
 
 
-def test_submitting_syncs_files_then_folder_then_the_queue(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: list[str] = []
-    real_fsync, real_rename = os.fsync, os.rename
+def test_many_jobs_wait_for_the_disk_together(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushes = 0
+    real_fsync, real_sync_all = os.fsync, files._sync_file_system
 
     def fsync(descriptor: int) -> None:
-        steps.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        nonlocal flushes
+        flushes += 1
         real_fsync(descriptor)
 
-    def rename(origin: str, target: str) -> None:
-        steps.append("rename")
-        real_rename(origin, target)
+    def sync_all(path: str) -> bool:
+        nonlocal flushes
+        flushes += 1
+        return real_sync_all(path)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(files, "_sync_file_system", sync_all)
+    prompts = [f"job {number}" for number in range(1000)]
+    ids = [
+        job_id for start in range(0, 1000, GROUP) for job_id in workspace.submit_all(prompts[start : start + GROUP])
+    ]
+    assert [job.id for job in workspace.jobs()] == ids
+    assert [workspace.prompt(job) for job in workspace.jobs()] == prompts
+    assert flushes <= 30
+
+
+def test_a_group_with_a_prompt_that_cannot_run_queues_none(workspace: Workspace) -> None:
+    with pytest.raises(JobError, match="is empty"):
+        workspace.submit_all(["good", " "])
+    assert list(Path(workspace.input).iterdir()) == []
+
+
+def test_a_submit_that_the_disk_does_not_confirm_names_the_job_that_may_run(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    monkeypatch.setattr(workspace_module, "sync", refuse)
+    with pytest.raises(SubmitError, match=r"did not confirm that \S+ will run, but it may: Input/output") as caught:
+        workspace.submit("q")
+    [job_id] = caught.value.uncertain
+    assert job_id in str(caught.value)
+    assert workspace.find(job_id).state is JobState.QUEUED
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o772])
+@pytest.mark.parametrize("folder", ["", "input", "processing", "output", "failed", ".nrvna"])
+def test_a_workspace_that_others_can_write_to_is_refused(workspace: Workspace, folder: str, mode: int) -> None:
+    path = Path(workspace.path) / folder
+    path.chmod(mode)
+    words = rf"others can write to {str(path).rstrip('/')}.*chmod go-w"
+    with pytest.raises(UnsafeWorkspaceError, match=words):
+        workspace.check()
+    with pytest.raises(UnsafeWorkspaceError, match=words):
+        Lease(workspace, MODEL)
+    path.chmod(0o755)
+    workspace.check()
+
+
+def test_a_job_that_asks_for_another_model_is_left_in_the_queue(workspace: Workspace, lease: Lease) -> None:
+    other = [workspace.submit(f"for another {number}", model="b") for number in range(300)]
+    mine = [workspace.submit("for a", model=name) for name in ("a", "A.gguf", "/models/a.gguf")]
+    anybody = workspace.submit("for anybody")
+    assert [claimed(lease).id for _ in range(4)] == [*mine, anybody]
+    assert lease.claim() is None
+    assert {workspace.find(job_id).state for job_id in other} == {JobState.QUEUED}
+
+
+def test_deaths_without_progress_count_against_a_job_only_after_some(workspace: Workspace) -> None:
     job_id = workspace.submit("q")
-    assert steps == ["sync prompt.txt", "sync job.json", f"sync .{job_id}", "rename", "sync input"]
+    found = []
+    for _ in range(6):
+        dead = Lease(workspace, MODEL)
+        claim = claimed(dead)
+        dead.record_starts([claim])
+        os.close(dead._lock)
+        assert recover(workspace) == [job_id]
+        again = Lease(workspace, MODEL)
+        found.append(claimed(again).crashes)
+        again.requeue([again_claim(workspace, again)])
+        again.close()
+    assert found == [0, 0, 0, 1, 2, 3]
+
+
+def again_claim(workspace: Workspace, lease: Lease) -> Claim:
+    """The claim of the only job that runs, for putting it back."""
+    job = workspace.newest_running()
+    assert job is not None and job.directory.startswith(lease._folder)
+    return Claim(job.id, job.directory, "", 0, 0, {})
+
+
+def test_deaths_with_progress_are_not_held_against_a_job(workspace: Workspace) -> None:
+    workspace.submit("q")
+    for number in range(8):
+        dead = Lease(workspace, MODEL)
+        claim = claimed(dead)
+        assert (claim.begun, claim.crashes) == (number, 0)
+        dead.record_starts([claim])
+        dead.begin_progress(claim, "key", 1, number)
+        dead.append_progress(claim, token_line(number, "word "))
+        os.close(dead._lock)
+        recover(workspace)
+
+
+def test_a_job_that_only_waited_in_a_daemon_that_died_gains_no_attempt(workspace: Workspace) -> None:
+    workspace.submit("begun")
+    workspace.submit("waited")
+    dead = Lease(workspace, MODEL)
+    begun, waited = claimed(dead), claimed(dead)
+    dead.record_starts([begun])
+    os.close(dead._lock)
+    recover(workspace)
+    heir = Lease(workspace, MODEL)
+    assert [claimed(heir).begun, claimed(heir).begun] == [1, 0]
+    assert waited.begun == 0
+
+
+def test_progress_goes_on_where_it_was_kept(workspace: Workspace, lease: Lease) -> None:
+    workspace.submit("q")
+    claim = claimed(lease)
+    lease.begin_progress(claim, "key", 7, 0)
+    lease.append_progress(claim, b"".join(token_line(token, f"{token} ") for token in range(5)) + b'[5, "tor')
+    assert lease.progress(claim).tokens == (0, 1, 2, 3, 4)
+    lease.begin_progress(claim, "key", 7, 3)
+    lease.append_progress(claim, token_line(9, "nine"))
+    found = lease.progress(claim)
+    assert (found.key, found.seed, found.tokens, found.text) == ("key", 7, (0, 1, 2, 9), "0 1 2 nine")
+
+
+def test_a_queued_job_is_cancelled_for_good(workspace: Workspace, lease: Lease) -> None:
+    job_id = workspace.submit("q")
+    assert cancel(workspace, workspace.find(job_id))
+    job = workspace.find(job_id)
+    found = workspace.receipt(job)
+    assert found is not None and found.finish_reason == "cancelled"
+    assert job.state is JobState.FAILED
+    assert lease.claim() is None
+    assert len(list(Path(workspace.processing).iterdir())) == 1
+
+
+def test_a_running_job_is_marked_and_stays_so_when_it_is_put_back(workspace: Workspace, lease: Lease) -> None:
+    job_id = workspace.submit("q")
+    claim = claimed(lease)
+    assert not cancel(workspace, workspace.find(job_id))
+    assert lease.is_cancelled(claim)
+    lease.requeue([claim])
+    assert lease.is_cancelled(claimed(lease))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
@@ -469,7 +617,7 @@ def test_submitting_syncs_files_then_folder_then_the_queue(
 def test_a_prompt_arrives_as_it_was_given(workspace: Workspace, prompt: str) -> None:
     if not prompt.strip():
         return
-    lease = workspace.lease(MODEL)
+    lease = Lease(workspace, MODEL)
     job_id = workspace.submit(prompt)
     claim = claimed(lease)
     assert (claim.id, lease.prompt(claim)) == (job_id, prompt)

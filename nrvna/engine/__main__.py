@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import queue
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +21,11 @@ from nrvna.engine.tally import Tally
 from nrvna.errors import JobError, NrvnaError, TemplateError, TokenizeError
 
 log = logging.getLogger("nrvna.engine")
+
+# From linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
+# What others wait so that those who start do so a step earlier: less than a tenth of a small model's step on a CPU.
+_GO_PATIENCE_S = 0.002
 
 
 class Channel:
@@ -61,7 +68,7 @@ def serve(channel: Channel) -> int:
     os.nice(config.nice)
     try:
         runner = Runner(path, config, progress=lambda fraction: channel.send({"loading": round(fraction, 3)}))
-        engine = Engine(runner, first["model"])
+        engine = Engine(runner, first["model"], gated=True)
     except (NrvnaError, OSError, MemoryError) as error:
         channel.send({"fatal": str(error)})
         return 1
@@ -83,14 +90,21 @@ def _answer_pile(engine: Engine, channel: Channel) -> None:
     message = channel.next(None)
     # The first jobs of a pile come one by one, and are done sooner if they begin together.
     while message:
-        _add(engine, channel, message["add"])
+        _hear(engine, channel, message)
         message = channel.next(engine.patience_s)
     engine.tally = Tally()
     while not engine.is_idle:
-        while message := channel.next(0):
-            _add(engine, channel, message["add"])
-        for job_id in engine.start():
-            channel.send({"begins": job_id})
+        wait_s = None if engine.is_held_up else 0
+        while message := channel.next(wait_s):
+            _hear(engine, channel, message)
+            wait_s = 0
+        if begun := engine.start():
+            channel.send({"starts": {job_id: start._asdict() for job_id, start in begun.items()}})
+            # Their go is mostly there before they would miss a step.
+            if message := channel.next(_GO_PATIENCE_S):
+                _hear(engine, channel, message)
+        if engine.is_held_up:
+            continue
         events = engine.step()
         with engine.tally.timed("emit"):
             _emit(channel, events)
@@ -99,17 +113,26 @@ def _answer_pile(engine: Engine, channel: Channel) -> None:
 
 
 def _emit(channel: Channel, events: list[Event]) -> None:
-    if texts := {event.id: event.text for event in events if event.text and not event.receipt}:
-        channel.send({"text": texts})
+    channel.send({"new": {event.id: (event.token, event.text) for event in events if event.receipt is None}})
     for event in events:
-        if event.receipt:
+        if event.receipt is not None:
             channel.send({"done": event.id, "answer": event.answer, "receipt": event.receipt._asdict()})
+
+
+def _hear(engine: Engine, channel: Channel, message: dict[str, Any]) -> None:
+    match message:
+        case {"add": request}:
+            _add(engine, channel, request)
+        case {"go": ids}:
+            engine.go(ids)
+        case {"drop": job_id}:
+            engine.drop(job_id)
 
 
 def _add(engine: Engine, channel: Channel, request: dict[str, Any]) -> None:
     job_id = request["id"]
     # Templates and tokenisers run on the user's text: if one of them kills the process, the daemon knows at what.
-    channel.send({"begins": job_id})
+    channel.send({"reads": job_id})
     try:
         joined = engine.add(Request(**{**request, "sampling": Sampling(**request["sampling"])}))
     except (JobError, TemplateError, TokenizeError) as error:
@@ -117,8 +140,17 @@ def _add(engine: Engine, channel: Channel, request: dict[str, Any]) -> None:
         return
     channel.send({"waits": job_id})
     if joined:
-        channel.send({"joins": job_id, "leader": joined.leader})
-        channel.send({"text": {job_id: joined.text}})
+        channel.send({"joins": job_id, "leader": joined.leader, "text": joined.text})
+
+
+def _die_with_parent() -> None:
+    """Where the kernel can see to it: stopped or busy, this process would not notice that its stdin has ended."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _configure_logging(config: Config) -> None:
@@ -136,6 +168,7 @@ def main(argv: list[str]) -> int:
         config = Config.from_dict(first["config"])
         _configure_logging(config)
         return check_model(Path(first["path"]), config)
+    _die_with_parent()
     return serve(Channel())
 
 

@@ -6,44 +6,57 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from nrvna.config import Config, engine_environment
 from nrvna.engine.protocol import Unpacker, pack
 
+# -P: modules of the user's current folder are not the engine's.
+COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "nrvna.engine")
 _PIPE_BYTES = 1 << 16
+# What is kept of its log, to say why it died.
+_TAIL_BYTES = 4096
+_TAIL_LINES = 12
+_EXIT_PATIENCE_S = 5.0
 
 
 class EngineProcess:
-    """A running engine. It dies with its parent: its end of the pipe tells it. Nothing here ever waits for it.
+    """A running engine. It dies with its parent. Nothing here ever waits for it, but for its end.
 
-    Raises OSError if it cannot be started.
+    What it logs goes on to this process's standard error. Raises OSError if it cannot be started.
     """
 
     def __init__(self, path: Path, model: dict[str, Any], config: Config) -> None:
         self._process = subprocess.Popen(
-            # -P: modules of the user's current folder are not the engine's.
-            [sys.executable, "-P", "-m", "nrvna.engine"],
+            COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=engine_environment(config),
             # What Ctrl-C in the terminal means is for the daemon to say.
             process_group=0,
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self.stdin = self._process.stdin.fileno()
-        self.stdout = self._process.stdout.fileno()
-        for descriptor in (self.stdin, self.stdout):
+        self.stdin, self.stdout, self.stderr = (pipe.fileno() for pipe in self._pipes())
+        for descriptor in (self.stdin, self.stdout, self.stderr):
             os.set_blocking(descriptor, False)
         self._unpacker = Unpacker()
         self._outbox = bytearray()
+        self._tail = b""
         self.send({"path": str(path), "model": model, "config": config.to_dict()})
 
     @property
     def has_unsent(self) -> bool:
         """Whether :meth:`flush` has something to do once ``stdin`` can be written."""
         return bool(self._outbox)
+
+    @property
+    def last_words(self) -> str:
+        """The end of its log."""
+        lines = self._tail.decode("utf-8", "replace").splitlines()
+        return "\n".join(lines[-_TAIL_LINES:])
 
     def send(self, message: dict[str, Any]) -> None:
         """Tell it something, now or with the next :meth:`flush`."""
@@ -68,22 +81,55 @@ class EngineProcess:
             return []
         return self._unpacker.feed(data) if data else None
 
+    def pass_on_log(self) -> bool:
+        """Take what it logged since, without waiting; False once it will log no more."""
+        try:
+            data = os.read(self.stderr, _PIPE_BYTES)
+        except BlockingIOError:
+            return True
+        self._tail = (self._tail + data)[-_TAIL_BYTES:]
+        # A log that cannot be written is no reason to stop.
+        with suppress(OSError):
+            os.write(2, data)
+        return bool(data)
+
+    def kill(self) -> None:
+        """End it at once; :meth:`receive` then says that it is gone."""
+        self._process.kill()
+
     def wait(self) -> str:
-        """Wait for its end, once it said its last, and say how it ended, in words."""
-        code = self._process.wait()
+        """Its end, once it said its last, in words."""
+        try:
+            code = self._process.wait(_EXIT_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        # Its own children, if it had any, may hold the pipe open.
+        for _ in range(_TAIL_BYTES):
+            before = self._tail
+            if not self.pass_on_log() or self._tail == before:
+                break
         self._close()
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def stop(self, patience_s: float) -> None:
         """End it: ask, then kill."""
-        self._close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self.pass_on_log()
+        self._close()
+
+    def _pipes(self) -> list[Any]:
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        return [process.stdin, process.stdout, process.stderr]
 
     def _close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
+        for pipe in self._pipes():
             pipe.close()

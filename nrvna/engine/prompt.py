@@ -36,8 +36,8 @@ class PromptEncoder:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._template: jinja2.Template | None = None
-        self._bos = model.piece(model.bos, special=True).decode() if model.bos is not None else ""
-        self._eos = model.piece(model.eos, special=True).decode() if model.eos is not None else ""
+        self._bos = model.piece(model.bos, special=True).decode("utf-8", "replace") if model.bos is not None else ""
+        self._eos = model.piece(model.eos, special=True).decode("utf-8", "replace") if model.eos is not None else ""
         self.source = self._choose()
         self._folds_system = self._refuses_system()
 

@@ -1,16 +1,32 @@
 """What daemon and engine say to each other: JSON objects, one a line, over the engine's stdin and stdout.
 
-To the engine, first ``{"path", "model", "config"}``, then ``{"add": request}`` each; closing its stdin ends it.
-From the engine, one key each:
+To the engine, first ``{"path", "model", "config"}``, then these; closing its stdin ends it:
+
+    {"add": {"id", "prompt", "queued", "system", "sampling", "resume"}}
+                                          a job; "resume" is null or what is on record of an interrupted attempt:
+                                          {"key", "seed", "tokens": [id, ...]} from its "starts" and "new"
+    {"go": [id, ...]}                     the starts of these are on record: they may be decoded from now on
+    {"drop": id}                          it was cancelled: nothing more is wanted of it
+
+From the engine, one key each that names the kind, the first where there are several:
 
     {"loading": 0.4}                      part of the model read
     {"ready": {...}}                      the shape it chose, in ``Ready``'s fields
     {"fatal": "reason"}                   it cannot start; it ends
-    {"begins": id}                        the engine is at this job from now on, first to turn it into tokens
-    {"waits": id}                         it is not at it any more: the job waits in it for a slot, then begins again
-    {"joins": id, "leader": id}           it asks for the very same as another: both are computed once
-    {"text": {id: "new text", ...}}       what a step added
+    {"reads": id}                         it is at turning this prompt into tokens: if it dies now, it was of that
+    {"waits": id}                         it is not at it any more: the job waits in it for a slot
+    {"joins": id, "leader": id, "text": "..."}
+                                          it asks for the very same as another: both are computed once, and there is
+                                          this much text already. It never starts by itself
+    {"starts": {id: {"key", "seed", "kept"}, ...}}
+                                          there is room for these; nothing of them is decoded before their go. Of the
+                                          tokens to resume it goes on from the first "kept"; those and the new ones
+                                          belong to "key", with the "seed" in force
+    {"new": {id: [token, "text"], ...}}   what a step added to unfinished answers, the text often empty. Comes after
+                                          every step, also if it added nothing: the engine is alive
     {"done": id, "answer": "...", "receipt": {...}}
+                                          what the last step added is in the answer and was not told as new: so the
+                                          tokens on record always leave one to sample
     {"refused": id, "reason": "..."}      the job can never be answered
 """
 

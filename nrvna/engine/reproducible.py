@@ -25,21 +25,26 @@ Logits = list[NDArray[np.float32]]
 @dataclass(frozen=True)
 class Findings:
     """What leaves a sequence's logits as they are, bit by bit: being computed again, among neighbours and in chunks,
-    and behind a prefix copied from another sequence."""
+    behind a prefix copied from another sequence, and computing prompt and answer so far at once, as after an
+    interruption, where before the answer was decoded token by token."""
 
     again: bool
     batching: bool
     sharing: bool
+    resuming: bool
 
 
 def examine(context: Context, *, slots: int) -> Findings:
     """Compute one sequence in several ways and compare the logits. The KV cache is empty afterwards."""
     trial = _Trial(context, slots)
-    alone = trial.alone(0)
+    alone = trial.alone(0, _PROMPT, *[1] * _STEPS)
     findings = Findings(
-        again=_equal(alone, trial.alone(slots - 1)),
+        again=_equal(alone, trial.alone(slots - 1, _PROMPT, *[1] * _STEPS)),
         batching=_equal(alone, trial.among_others()),
         sharing=_equal(alone, trial.behind_a_copy()),
+        # Some of the answer behind the prompt, and in a chunk of its own, as where a prompt was cut before its end.
+        resuming=_equal(alone[2:], trial.alone(0, _PROMPT + 2, 1, 1))
+        and _equal([alone[0], *alone[3:]], trial.alone(0, _PROMPT, 3, 1)),
     )
     trial.clear()
     return findings
@@ -57,12 +62,14 @@ class _Trial:
         drawn = np.random.default_rng(seed).integers(0, self._context.model.n_vocab, count)
         return [int(token) for token in drawn]
 
-    def alone(self, slot: int) -> Logits:
-        """The prompt at once, then token by token."""
+    def alone(self, slot: int, *sizes: int) -> Logits:
+        """Prompt and answer in chunks of these sizes; the logits after each."""
         self.clear()
-        found = [self._decode((slot, self._prompt, 0))]
-        for step, token in enumerate(self._answer):
-            found.append(self._decode((slot, [token], _PROMPT + step)))
+        tokens, found = self._prompt + self._answer, Logits()
+        position = 0
+        for size in sizes:
+            found.append(self._decode((slot, tokens[position : position + size], position)))
+            position += size
         return found
 
     def among_others(self) -> Logits:

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nrvna.config import Config, Sampling
 from nrvna.engine.layout import BATCH_TOKENS, CELLS_STEP, Layout, best_layout, streams, unified
@@ -55,6 +56,19 @@ class Runner:
     def is_reproducible(self) -> bool | None:
         """Whether an answer is the same whatever runs beside it, as far as was seen; None where nobody asked."""
         return self.findings.again if self.findings else None
+
+    @property
+    def resumes(self) -> bool:
+        """Whether an interrupted answer may go on from its tokens: not if that would change how it goes on."""
+        return not self.is_reproducible or (self.findings is not None and self.findings.resuming)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What an answer depends on beside model, prompt and sampling: who computes it, and how."""
+        build = self.build
+        # The module's name carries a digest of nrvna's own C.
+        made = (build.commit, build.backend, build.cpu, build.compiler, build.options, build.module.name)
+        return {"llama": made, "reproducible": bool(self._config.reproducible)}
 
     def _load(self, path: Path, *, repack: bool) -> None:
         self.model = Model(path, gpu_layers=self._config.gpu_layers, repack=repack, progress=self._progress)
@@ -146,16 +160,18 @@ class Runner:
             self.findings = replace(examine(self._context, slots=1), batching=False)
         weights = "" if repack else ", weights not repacked"
         log.info(
-            "reproducible: %d jobs at a time, cached prefixes %s%s; it costs some speed, see the README",
+            "reproducible: %d jobs at a time, cached prefixes %s, interrupted answers %s%s; "
+            "it costs some speed, see the README",
             self.shape.parallel,
             "reused" if self.shares else "not reused",
+            "resumed" if self.resumes else "started afresh",
             weights,
         )
 
     # Sequences.
 
     def begin(self, sequence: Sequence, sampling: Sampling) -> None:
-        """Make a sampler for a new sequence."""
+        """Make a sampler for a new sequence, or for one that goes on with what it has generated."""
         sampler = Sampler(
             self.model,
             temp=sampling.temp,
@@ -167,6 +183,7 @@ class Runner:
             ignore_eos=sampling.ignore_eos,
         )
         sampler.accept(sequence.prompt[-PENALTY_WINDOW:])
+        sampler.replay(sequence.generated)
         self._samplers[sequence] = sampler
 
     def end(self, sequence: Sequence) -> None:

@@ -64,6 +64,8 @@ class Scheduler:
     With ``share``, a sequence whose prompt begins as one that is in the cache starts behind a copy of these tokens,
     and one that begins as a prompt being computed waits for it. Of the first ``look_ahead`` in line the one with most
     tokens to reuse starts first, but nobody is overtaken more than MAX_OVERTAKEN times.
+
+    A sequence that is not ``cleared`` starts as others do, but is left out of the plans until it is.
     """
 
     def __init__(
@@ -120,6 +122,11 @@ class Scheduler:
         return tuple(self._running)
 
     @property
+    def is_held_up(self) -> bool:
+        """Whether nothing can be planned until somebody who started is cleared."""
+        return bool(self._running) and not any(sequence.cleared for sequence in self._running)
+
+    @property
     def waiting(self) -> tuple[Sequence, ...]:
         return tuple(self._waiting)
 
@@ -142,10 +149,11 @@ class Scheduler:
         return started
 
     def plan(self) -> list[Chunk]:
-        """The next batch, by slots. Empty only if nothing runs."""
-        plan = [Chunk(sequence, 1, output=True) for sequence in self._running if not sequence.is_prefilling]
+        """The next batch, by slots. Empty only if nothing runs that is cleared."""
+        cleared = [sequence for sequence in self._running if sequence.cleared]
+        plan = [Chunk(sequence, 1, output=True) for sequence in cleared if not sequence.is_prefilling]
         left = self._budget - len(plan)
-        for sequence in self._running:
+        for sequence in cleared:
             if sequence.is_prefilling and left:
                 missing = sequence.n_pending
                 count = min(missing, left)

@@ -15,7 +15,8 @@ class Sequence:
     ``n_past`` counts the tokens in the KV cache: those of the prompt first, then the generated ones but for the last,
     which is decoded in the next step. ``n_cached`` counts those of the prompt that were there already and were not
     computed again. ``slot`` is the sequence's number in the context, None while it waits. ``overtaken`` counts the
-    later ones that started before it, ``key`` is the prompt as bytes.
+    later ones that started before it, ``key`` is the prompt as bytes. One that is not ``cleared`` takes its place
+    among the running ones, but nothing of it is computed.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Sequence:
     n_cached: int = 0
     slot: int | None = None
     overtaken: int = 0
+    cleared: bool = True
     finish_reason: str | None = None
     key: bytes = field(init=False, repr=False)
 

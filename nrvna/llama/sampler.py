@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class Sampler(Handle):
         # Nothing to compute but the largest logit, and no state to keep.
         self._takes_largest = temp <= 0 and repeat_penalty == 1.0
         self._suppressed = frozenset(suppressed)
+        self._draw = links[-1] if temp > 0 else None
         for link in links:
             lib.llama_sampler_chain_add(self._pointer, link)
 
@@ -67,6 +68,17 @@ class Sampler(Handle):
         """Show it tokens that it did not choose, such as the prompt's: the penalties count them."""
         for token in tokens:
             self._lib.llama_sampler_accept(self.pointer, token)
+
+    def replay(self, tokens: Sequence[int]) -> None:
+        """Bring it to where it was when it had sampled these tokens, without the logits that it sampled them from."""
+        self.accept(tokens)
+        if self._draw is None:
+            return
+        # A draw takes one random number, however many candidates there are: one will do.
+        candidates = self._ffi.new("llama_token_data[1]")
+        only = self._ffi.new("llama_token_data_array *", {"data": candidates, "size": 1})
+        for _ in tokens:
+            self._lib.llama_sampler_apply(self._draw, only)
 
     def sample(self, context: Context, index: int) -> int:
         """Choose a token from the logits at that index of the last batch.

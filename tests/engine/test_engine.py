@@ -136,6 +136,41 @@ def test_characters_that_span_tokens_arrive_whole(runner: Runner, tokens: int, a
     assert "".join(texts) == answer
 
 
+def test_nothing_of_a_job_is_decoded_before_its_go_while_others_go_on(runner: Runner) -> None:
+    engine = Engine(runner, {}, gated=True)
+    sampling = replace(GREEDY, ignore_eos=True)
+    engine.add(request("first", PROMPTS[0], sampling))
+    assert engine.step() == []
+    assert engine.start().keys() == {"first"}
+    assert engine.is_held_up and engine.step() == []
+    engine.go(["first"])
+    assert [event.id for event in engine.step()] == ["first"]
+    engine.add(request("second", PROMPTS[1], sampling))
+    engine.add(request("joined", PROMPTS[1], sampling))
+    assert engine.start().keys() == {"second"}
+    assert engine.start() == {}
+    for _ in range(3):
+        assert [event.id for event in engine.step()] == ["first"]
+    engine.go(["nobody", "joined", "second"])
+    assert sorted(event.id for event in engine.step()) == ["first", "joined", "second"]
+    while not engine.is_idle:
+        engine.step()
+
+
+def test_a_gated_engine_starts_the_next_in_line_when_a_slot_is_free(model_file: Path) -> None:
+    own = runner_of(model_file, 1)
+    engine = Engine(own, {}, gated=True)
+    for name, prompt in zip("ab", PROMPTS, strict=False):
+        engine.add(request(name, prompt, replace(GREEDY, predict=2)))
+    begun: list[str] = []
+    while not engine.is_idle:
+        begun += engine.start()
+        engine.go(begun)
+        engine.step()
+    assert begun == ["a", "b"]
+    own.model.close()
+
+
 SHARED = "You are a careful librarian. " * 20
 
 
@@ -262,3 +297,32 @@ def test_jobs_that_run_when_the_cache_is_divided_anew_go_on_where_they_were(mode
     assert answers.pop("long")
     assert answers == expected
     assert "".join(event.text for event in events if event.id == PROMPTS[0]) == expected[PROMPTS[0]]
+
+
+def test_a_dropped_request_makes_room_wherever_it_was(model_file: Path) -> None:
+    own = runner_of(model_file, 1)
+    engine = Engine(own, {})
+    long = replace(GREEDY, predict=200, ignore_eos=True)
+    for name, prompt in zip(("running", "waiting", "last"), PROMPTS, strict=False):
+        engine.add(request(name, prompt, long if name != "last" else GREEDY))
+    engine.step()
+    for name in ("running", "waiting", "never there"):
+        engine.drop(name)
+    finished = []
+    while not engine.is_idle:
+        finished += [event.id for event in engine.step() if event.receipt]
+    own.model.close()
+    assert finished == ["last"]
+
+
+def test_a_dropped_request_leaves_those_who_asked_the_same_their_answer(runner: Runner) -> None:
+    engine = Engine(runner, {})
+    engine.add(request("first", PROMPTS[0]))
+    engine.add(request("second", PROMPTS[0]))
+    engine.step()
+    engine.drop("first")
+    events = []
+    while not engine.is_idle:
+        events += engine.step()
+    [receipt] = [event.receipt for event in events if event.receipt]
+    assert (receipt.id, receipt.same_as) == ("second", None)

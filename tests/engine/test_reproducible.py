@@ -101,7 +101,7 @@ def test_a_token_deep_in_the_cache_is_computed_the_same_alone_and_beside_others(
 def test_what_is_reproducible_of_a_layout_is_found_out(model: Model) -> None:
     with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, rows_alone=True) as streams:
         held = examine(streams, slots=8)
-    assert held.again and held.batching and held.sharing
+    assert held.again and held.batching and held.sharing and held.resuming
 
 
 def test_a_layout_whose_neighbours_change_the_logits_is_found_out(model: Model) -> None:
@@ -109,6 +109,12 @@ def test_a_layout_whose_neighbours_change_the_logits_is_found_out(model: Model) 
     with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, rows_alone=True, **layout) as unified:
         held = examine(unified, slots=8)
     assert held.again and not held.batching
+
+
+def test_a_layout_in_which_an_answer_cannot_be_prefilled_is_found_out(model: Model) -> None:
+    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, flash_attention=False) as rows_together:
+        held = examine(rows_together, slots=8)
+    assert held.again and not held.resuming
 
 
 def test_an_engine_that_was_not_asked_promises_nothing(model_file: Path) -> None:

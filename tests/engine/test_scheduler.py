@@ -16,10 +16,12 @@ from nrvna.engine.sequence import Sequence
 _fresh = count()
 
 
-def sequence(name: str, prompt: int, max_tokens: int = 4, head: tuple[int, ...] = ()) -> Sequence:
+def sequence(
+    name: str, prompt: int, max_tokens: int = 4, head: tuple[int, ...] = (), *, cleared: bool = True
+) -> Sequence:
     """A sequence whose prompt of so many tokens begins with ``head`` and goes on as no other does."""
     own = 1_000_000 + 1000 * next(_fresh)
-    return Sequence(name, [*head, *range(own, own + prompt - len(head))], max_tokens)
+    return Sequence(name, [*head, *range(own, own + prompt - len(head))], max_tokens, cleared=cleared)
 
 
 def advance(scheduler: Scheduler, plan: list[Chunk], *, ends: bool = False) -> list[Sequence]:
@@ -318,6 +320,55 @@ def test_those_that_are_left_become_neighbours_in_the_cache() -> None:
     assert [chunk.sequence.id for chunk in scheduler.plan()] == ["d", "b"]
 
 
+def test_who_is_not_cleared_holds_a_slot_while_the_others_go_on() -> None:
+    scheduler = Scheduler(parallel=2, context=100, budget=200)
+    held, free, third = (sequence(name, 20, cleared=name != "held") for name in ("held", "free", "third"))
+    for one in (held, free, third):
+        scheduler.add(one)
+    assert scheduler.admit() == [held, free]
+    for _ in range(free.max_tokens):
+        assert not scheduler.is_held_up
+        plan = scheduler.plan()
+        assert [chunk.sequence for chunk in plan] == [free]
+        advance(scheduler, plan)
+    assert (held.n_past, scheduler.is_held_up, scheduler.plan()) == (0, True, [])
+    assert scheduler.admit() == [third]
+    assert not scheduler.is_held_up
+    held.cleared = True
+    assert {chunk.sequence for chunk in scheduler.plan()} == {held, third}
+
+
+def test_who_was_cleared_stays_so_when_put_back() -> None:
+    scheduler = Scheduler(parallel=2, context=100, budget=200)
+    jobs = [sequence(name, 20, cleared=False) for name in "ab"]
+    for one in jobs:
+        scheduler.add(one)
+    scheduler.admit()
+    jobs[0].cleared = True
+    scheduler.rearrange(parallel=2)
+    assert not scheduler.is_held_up
+    assert scheduler.admit() == jobs
+    assert [chunk.sequence for chunk in scheduler.plan()] == jobs[:1]
+
+
+def test_who_goes_on_with_an_answer_computes_prompt_and_answer_first() -> None:
+    scheduler = Scheduler(parallel=2, context=100, budget=200)
+    first, resumed = sequence("first", 60, head=HEAD), sequence("resumed", 50, max_tokens=9, head=HEAD)
+    resumed.generated = [7] * 5
+    scheduler.add(first)
+    scheduler.admit()
+    advance(scheduler, scheduler.plan())
+    scheduler.add(resumed)
+    scheduler.admit()
+    assert resumed.n_cached == 40
+    assert [(chunk.sequence.id, chunk.count, chunk.output) for chunk in scheduler.plan()] == [
+        ("first", 1, True),
+        ("resumed", 15, True),
+    ]
+    run(scheduler)
+    assert (resumed.finish_reason, len(resumed.generated)) == ("length", 9)
+
+
 def test_cells_that_cannot_hold_one_context_are_refused() -> None:
     with pytest.raises(ValueError, match="50 cells"):
         Scheduler(parallel=1, context=100, budget=8, cells=50)
@@ -351,16 +402,22 @@ class Cache:
         return len({cell for held in self.slots.values() for cell in held})
 
 
-# Prompt and answer in tokens, and which of three heads the prompt begins with.
-JOBS = st.lists(st.tuples(st.integers(1, 39), st.integers(1, 12), st.integers(0, 2)), min_size=1, max_size=30)
+# Prompt and answer in tokens, which of three heads the prompt begins with, how much of the answer is there already.
+Jobs = list[tuple[int, int, int, int]]
+JOBS = st.lists(
+    st.tuples(st.integers(1, 39), st.integers(1, 12), st.integers(0, 2), st.integers(0, 6)), min_size=1, max_size=30
+)
 HEADS: tuple[tuple[int, ...], ...] = ((), tuple(range(20)), tuple(range(500, 530)))
 
 
-def make(jobs: list[tuple[int, int, int]]) -> list[Sequence]:
-    return [
-        sequence(str(number), max(prompt, len(HEADS[head]) + 1), answer, HEADS[head])
-        for number, (prompt, answer, head) in enumerate(jobs)
-    ]
+def make(jobs: Jobs, *, cleared: bool = True) -> list[Sequence]:
+    made = []
+    for number, (prompt, answer, head, resumed) in enumerate(jobs):
+        length = max(prompt, len(HEADS[head]) + 1)
+        one = sequence(str(number), length, answer, HEADS[head], cleared=cleared)
+        one.generated = [8] * min(resumed, answer - 1, 40 - length - 1)
+        made.append(one)
+    return made
 
 
 @given(
@@ -370,30 +427,40 @@ def make(jobs: list[tuple[int, int, int]]) -> list[Sequence]:
     budget=st.integers(6, 64),
     cells=st.none() | st.integers(40, 200),
     share=st.booleans(),
+    gated=st.booleans(),
     arrivals=st.data(),
 )
 def test_every_sequence_sees_its_own_tokens_and_the_cache_never_overflows(
-    jobs: list[tuple[int, int, int]],
+    jobs: Jobs,
     parallel: int,
     spare: int,
     budget: int,
     cells: int | None,
     share: bool,
+    gated: bool,
     arrivals: st.DataObject,
 ) -> None:
     scheduler = Scheduler(
         parallel=parallel, slots=parallel + spare, context=40, budget=budget, cells=cells, share=share
     )
-    everyone = make(jobs)
+    everyone = make(jobs, cleared=not gated)
     waiting, cache, admitted = list(everyone), Cache(), list[Sequence]()
     while waiting or len(scheduler):
         for _ in range(arrivals.draw(st.integers(0 if len(scheduler) else 1, 3))):
             if waiting:
                 scheduler.add(waiting.pop(0))
         admitted += scheduler.admit()
+        held = [one for one in scheduler.running if not one.cleared]
+        if held:
+            # Late and in any order, but nobody for ever.
+            go = st.lists(st.sampled_from(held), min_size=int(scheduler.is_held_up), unique_by=id)
+            for one in arrivals.draw(go):
+                one.cleared = True
         plan = scheduler.plan()
         used = [chunk.sequence.slot for chunk in plan]
         assert plan, "a step with work to do does none"
+        assert all(chunk.sequence.cleared for chunk in plan)
+        assert all(one.n_past == one.n_cached for one in scheduler.running if not one.cleared)
         places = sorted(one.slot or 0 for one in scheduler.running)
         closed = share and cells is None and not scheduler.waiting
         assert not closed or places == list(range(len(places)))
@@ -414,9 +481,7 @@ def test_every_sequence_sees_its_own_tokens_and_the_cache_never_overflows(
 
 
 @given(jobs=JOBS, parallel=st.integers(1, 4), cells=st.none() | st.integers(64, 200))
-def test_a_running_sequence_gains_a_token_in_every_step(
-    jobs: list[tuple[int, int, int]], parallel: int, cells: int | None
-) -> None:
+def test_a_running_sequence_gains_a_token_in_every_step(jobs: Jobs, parallel: int, cells: int | None) -> None:
     scheduler = Scheduler(parallel=parallel, context=64, budget=8, cells=cells)
     for one in make(jobs):
         scheduler.add(one)

@@ -15,6 +15,7 @@ import pytest
 from processes import DaemonProcess, until
 
 from nrvna.job import JobState
+from nrvna.lease import recover
 from nrvna.workspace import Workspace
 
 StartDaemon = Callable[..., DaemonProcess]
@@ -78,12 +79,8 @@ def test_the_daemon_survives_the_engines_death(start_daemon: StartDaemon, worksp
     assert "Traceback" not in daemon.log
 
 
-def kill_engine_at_work(daemon: DaemonProcess, workspace: Workspace) -> None:
-    """Kill the engine while it answers, and wait until the daemon has put the jobs back."""
-    processing = Path(workspace.path) / "processing"
-    until(lambda: any(processing.glob("*/*/partial.txt")), "a first token")
-    os.kill(daemon.engine_pid(), signal.SIGABRT)
-    until(lambda: not any(processing.glob("*/*/partial.txt")), "the daemon's notice")
+def times_begun(workspace: Workspace, job_id: str) -> int:
+    return sum(path.read_text().count(job_id) for path in Path(workspace.processing).glob("*/.starts"))
 
 
 def test_a_job_that_kills_the_engine_again_and_again_is_set_aside_and_its_neighbours_are_not(
@@ -93,12 +90,14 @@ def test_a_job_that_kills_the_engine_again_and_again_is_set_aside_and_its_neighb
     killer = workspace.submit("Write a long story.")
     others = [workspace.submit(f"Describe the number {number}.") for number in range(5)]
     # The first death hits everybody at work; after it they run alone, the oldest first: that is the killer.
-    for _ in range(3):
-        kill_engine_at_work(daemon, workspace)
+    for times in (1, 2, 3):
+        until(lambda times=times: times_begun(workspace, killer) == times, "its start")  # type: ignore[misc]
+        os.kill(daemon.engine_pid(), signal.SIGABRT)
     until(lambda: states(workspace, [killer, *others]) <= {JobState.DONE, JobState.FAILED}, "the verdict")
-    assert workspace.answer(workspace.find(killer)) == (
-        "the engine died 3 times while it was at this job, last with signal SIGABRT\n"
-    )
+    reason = workspace.answer(workspace.find(killer))
+    assert reason.startswith("the engine died 3 times while it was at this job, last with signal SIGABRT; the end of")
+    receipt = workspace.receipt(workspace.find(killer))
+    assert receipt is not None and receipt.attempts == 3
     assert states(workspace, others) == {JobState.DONE}
     assert "Traceback" not in daemon.log
 
@@ -165,5 +164,5 @@ def test_a_second_signal_ends_the_daemon_at_once_and_loses_nothing(
     daemon.process.send_signal(signal.SIGTERM)
     daemon.process.send_signal(signal.SIGTERM)
     daemon.process.wait(5)
-    workspace.recover()
+    recover(workspace)
     assert states(workspace, ids) == {JobState.QUEUED}

@@ -207,6 +207,28 @@ def test_a_repeat_penalty_lowers_what_was_accepted(model: Model) -> None:
             assert penalised.sample(context, last) != likeliest
 
 
+# With a min-p that high one candidate is often left alone: it takes a random number too.
+@pytest.mark.parametrize(("temp", "min_p", "repeat_penalty"), [(0, 0, 1.3), (2, 0, 1), (2, 0, 1.3), (0.8, 0.5, 1.3)])
+def test_a_replayed_sampler_goes_on_as_the_one_that_sampled(
+    model: Model, temp: float, min_p: float, repeat_penalty: float
+) -> None:
+    prompt = model.tokenize("One, two, three, one, two, three, one, two")
+
+    def go_on(sampled: list[int], count: int) -> list[int]:
+        with Sampler(model, temp=temp, min_p=min_p, repeat_penalty=repeat_penalty, seed=7) as sampler:
+            sampler.accept(prompt)
+            sampler.replay(sampled)
+            return [sampler.sample(context, last) for _ in range(count)]
+
+    with Context(model, n_ctx=256, flash_attention=False) as context:
+        batch = Batch(64)
+        last = batch.add(prompt, position=0)
+        context.decode(batch)
+        tokens = go_on([], 150)
+        for cut in (1, 20, 100, 149):
+            assert go_on(tokens[:cut], 150 - cut) == tokens[cut:]
+
+
 def test_a_sequence_decodes_the_same_alone_and_beside_another(model: Model) -> None:
     prompt = model.tokenize("The capital of France is")
     alone = greedy(model, prompt, 12)

@@ -1,0 +1,474 @@
+"""A daemon's side of the queue: a hold on jobs that ends with the process, and what becomes of them.
+
+A daemon owns ``processing/<daemon>/`` and holds a flock on the ``.lock`` in it. Claiming a job is renaming it into
+that folder, which only one can win. When the process dies the kernel lets go of the lock; whoever then takes it puts
+the jobs back. Nobody touches a folder whose lock he does not hold.
+
+``.starts`` beside the lock names the jobs that are being decoded, on the disk before they are: what a dead daemon was
+at gains an attempt, what only waited in it does not.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import heapq
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from os.path import basename, join
+from typing import Any, NamedTuple, TypeGuard
+
+from nrvna.errors import JobError, JobNotFoundError, LeaseLostError, LostRaceError, WorkspaceError
+from nrvna.files import (
+    append,
+    clear,
+    encode,
+    folders_in,
+    is_folder,
+    move,
+    read,
+    read_bytes,
+    read_object,
+    read_text,
+    remove,
+    replace,
+    sync,
+    write,
+)
+from nrvna.job import Job, JobState, Receipt, check_id, new_id, timestamp
+from nrvna.progress import Progress, first_line, parse
+from nrvna.workspace import (
+    MAX_PROMPT_BYTES,
+    Workspace,
+    as_json,
+    check_prompt,
+    entries,
+    locked,
+)
+
+# A folder made by hand is taken once nobody has written to it for this long: it may still be being filled.
+SETTLE_S = 2.0
+# So many times a job may have been begun, got no further and gone down with its daemon, before that is held against
+# the job: daemons are killed, and machines lose power, for reasons of their own.
+MAX_UNENDED = 3
+# Names looked at ahead in the queue: bounds both the cost of a scan and how late a job put back is seen.
+_LOOK_AHEAD = 256
+# A folder's mtime moves in steps of a clock tick: within this time of a change, another may not have shown.
+_MTIME_TICK_NS = 50_000_000
+_PROGRESS, _ATTEMPTS, _CANCEL = "progress.jsonl", "attempts.json", "cancel"
+# What a daemon files; anything of these names that was put there before is removed.
+_FILED = ("result.txt", "error.txt", "receipt.json")
+_STARTS = ".starts"
+_MAX_STARTS_BYTES = 64 * 1024 * 1024
+
+
+class Claim(NamedTuple):
+    """A job that this process has claimed: nobody else will touch its folder while the lease is held.
+
+    ``begun`` counts how often it was decoded before, ``crashes`` how often the engine died of that, as far as is
+    known. ``settings`` are the job's own, unchecked.
+    """
+
+    id: str
+    directory: str
+    queued: str
+    begun: int
+    crashes: int
+    settings: dict[str, Any]
+
+
+class Attempts(NamedTuple):
+    """What became of a job so far. ``unended`` counts the last starts that ended with the daemon itself and got no
+    further than ``reached``, in bytes of progress."""
+
+    begun: int = 0
+    crashes: int = 0
+    unended: int = 0
+    reached: int = 0
+
+    @classmethod
+    def of(cls, directory: str) -> Attempts:
+        content = read_object(join(directory, _ATTEMPTS))
+        return cls(*(_count(content.get(field)) for field in cls._fields))
+
+    def write(self, directory: str, *, durable: bool) -> None:
+        write(join(directory, _ATTEMPTS), as_json(self._asdict()), durable=durable)
+
+    def after_death(self, reached: int) -> Attempts:
+        """After a start whose daemon died as well."""
+        unended = 1 if reached > self.reached else self.unended + 1
+        crashes = self.crashes + (unended > MAX_UNENDED)
+        return Attempts(self.begun + 1, crashes, unended, reached)
+
+
+class Lease:
+    """One daemon's hold on a workspace: claims jobs and moves them on, until it is closed or the process dies.
+
+    ``model`` is the fingerprint of the model's file; None serves nobody, and is not seen as a daemon. Raises
+    WorkspaceError if a living daemon serves another model here, UnsafeWorkspaceError if others can write to it.
+    """
+
+    def __init__(self, workspace: Workspace, model: dict[str, Any] | None) -> None:
+        self._workspace = workspace
+        self._input = workspace.input
+        name = f"{os.uname().nodename}-{os.getpid()}-{os.urandom(3).hex()}"
+        self._folder = join(workspace.processing, name)
+        self._about = {"pid": os.getpid(), "model": model, "ready": False}
+        self._model_names = _names_of(model)
+        self._next: deque[str] = deque()
+        self._scanned_mtime_ns = -1
+        self._unsettled = False
+        # Jobs that ask for another model.
+        self._left: set[str] = set()
+        workspace.check_private()
+        with workspace.explained("serve"):
+            if model is None:
+                self._register()
+                return
+            starting = os.open(join(workspace.private, "start.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(starting, fcntl.LOCK_EX)
+                self._check_peers(model)
+                self._register()
+            finally:
+                os.close(starting)
+
+    def _check_peers(self, model: dict[str, Any]) -> None:
+        for peer in self._workspace.peers():
+            if peer.model != model:
+                path = peer.model.get("path")
+                raise WorkspaceError(
+                    f"{self._workspace.path} is served already by process {peer.pid} with another model, {path}: "
+                    "stop that one, or give this one a workspace of its own"
+                )
+
+    def _register(self) -> None:
+        # Hidden until it is locked: a peer would take an unlocked folder for a dead daemon's.
+        staging = join(self._workspace.processing, f".{basename(self._folder)}")
+        os.mkdir(staging, 0o700)
+        self._lock = os.open(join(staging, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if self._about["model"] is not None:
+            write(join(staging, ".daemon.json"), as_json(self._about), durable=False)
+        write(join(staging, _STARTS), b"", durable=False)
+        sync(staging)
+        move(staging, self._folder)
+        # Else jobs that are claimed could be lost with the folder that they were moved into.
+        sync(self._workspace.processing)
+
+    def announce_ready(self) -> None:
+        """Tell those who look that this daemon answers jobs now."""
+        self._about["ready"] = True
+        staging = join(self._folder, ".daemon.json.new")
+        with self._workspace.explained("serve"):
+            write(staging, as_json(self._about), durable=False)
+            replace(staging, join(self._folder, ".daemon.json"))
+
+    # Claiming.
+
+    def claim(self) -> Claim | None:
+        """The next job of the queue, or None if none is waiting.
+
+        Raises WorkspaceError if there may be one that cannot be claimed, LeaseLostError if nothing can be any more.
+        """
+        trouble: OSError | None = None
+        with self._workspace.explained("claim a job in"):
+            known = -1
+            # Again where all that was seen of the queue is for others: there may be more behind it.
+            while known < len(self._left):
+                known = len(self._left)
+                if not self._next:
+                    self._scan()
+                while self._next:
+                    name = self._next.popleft()
+                    try:
+                        return self._take(name)
+                    except LostRaceError:
+                        continue
+                    except OSError as error:
+                        # Its turn comes again: the reason may go away, and the others need not wait for that.
+                        self._unsettled = True
+                        trouble = error
+            if not is_folder(self._folder):
+                raise LeaseLostError(f"{self._workspace.path} was moved or replaced while it was being served")
+            if trouble:
+                raise trouble
+        return None
+
+    def claim_this(self, job: Job) -> Claim:
+        """A job that waits in the queue. Raises LostRaceError if it waits no more, WorkspaceError."""
+        with self._workspace.explained("claim a job in"):
+            return self._take(job.id)
+
+    def _scan(self) -> None:
+        mtime_ns = os.stat(self._input).st_mtime_ns
+        if mtime_ns == self._scanned_mtime_ns and not self._unsettled:
+            return
+        fresh = time.time_ns() - mtime_ns < _MTIME_TICK_NS
+        self._scanned_mtime_ns = -1 if fresh else mtime_ns
+        self._unsettled = False
+        self._left = {name for name in self._left if is_folder(join(self._input, name))}
+        waiting = (entry for entry in entries(self._input) if entry[1] not in self._left)
+        self._next.extend(name for _, name in heapq.nsmallest(_LOOK_AHEAD, waiting))
+
+    def _take(self, name: str) -> Claim:
+        """Raises LostRaceError if it is gone, or not to be taken by this daemon, or not yet; and OSError."""
+        origin = join(self._input, name)
+        try:
+            if not os.path.exists(join(origin, "job.json")) and not _settled(origin):
+                self._unsettled = True
+                raise LostRaceError(name)
+            about = read_object(join(origin, "job.json"))
+            queued, settings, model = about.get("queued"), about.get("settings", {}), about.get("model")
+            if self._model_names and isinstance(model, str) and model.casefold() not in self._model_names:
+                self._left.add(name)
+                self._unsettled = True
+                raise LostRaceError(name)
+            if not _is_timestamp(queued):
+                queued = timestamp(os.stat(origin).st_mtime)
+            own = self._own_name(name)
+            move(origin, join(self._folder, own))
+        except FileNotFoundError:
+            raise LostRaceError(name) from None
+        directory = join(self._folder, own)
+        for leftover in _FILED:
+            clear(join(directory, leftover))
+        attempts = Attempts.of(directory)
+        settings = settings if isinstance(settings, dict) else {}
+        return Claim(own, directory, queued, attempts.begun, attempts.crashes, settings)
+
+    def _own_name(self, name: str) -> str:
+        """The name itself; another where it cannot be an id, or is that of a job which has run already."""
+        try:
+            check_id(name)
+        except JobNotFoundError:
+            return new_id()
+        taken = (self._workspace.output, self._workspace.failed, self._folder)
+        return _other(name) if any(is_folder(join(folder, name)) for folder in taken) else name
+
+    def prompt(self, claim: Claim) -> str:
+        """The claimed job's prompt. Raises JobError, with the reason, if it can never run."""
+        try:
+            data = read(join(claim.directory, "prompt.txt"), MAX_PROMPT_BYTES)
+        except FileNotFoundError:
+            raise JobError("the job's folder holds no prompt.txt") from None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise JobError("prompt.txt is a link, and links are not followed") from None
+            raise JobError(f"prompt.txt cannot be read: {error.strerror}") from error
+        return check_prompt(data).decode()
+
+    # Being at work.
+
+    def record_starts(self, claims: Sequence[Claim]) -> None:
+        """Put on record that these jobs are going to be decoded. Raises WorkspaceError if it cannot be written."""
+        with self._workspace.explained("write to"):
+            lines = "".join(f"{claim.id}\n" for claim in claims)
+            append(join(self._folder, _STARTS), lines.encode(), durable=True)
+
+    def progress(self, claim: Claim) -> Progress:
+        """What an earlier attempt left of the job's answer."""
+        return parse(read_bytes(join(claim.directory, _PROGRESS)))
+
+    def begin_progress(self, claim: Claim, key: str | None, seed: int, kept: int) -> None:
+        """From here on :meth:`append_progress` continues the first ``kept`` tokens there, or begins anew."""
+        path = join(claim.directory, _PROGRESS)
+        with suppress(OSError):
+            if kept:
+                append(path, b"", at=self.progress(claim).end_of(kept))
+            else:
+                clear(path)
+                append(path, first_line(key, seed))
+
+    def append_progress(self, claim: Claim, lines: bytes) -> bool:
+        """Keep an answer as it grows, without waiting for the disk; whether it was written.
+
+        Nothing that was acknowledged depends on it.
+        """
+        try:
+            append(join(claim.directory, _PROGRESS), lines)
+        except OSError:
+            return False
+        return True
+
+    def is_cancelled(self, claim: Claim) -> bool:
+        """Whether somebody asked that it be cancelled."""
+        return os.path.lexists(join(claim.directory, _CANCEL))
+
+    # Moving on.
+
+    def finish(self, claim: Claim, answer: str, receipt: Receipt) -> None:
+        """File the answer under output/. Raises WorkspaceError if it cannot be written; the claim then stands.
+
+        Raises LostRaceError if somebody removed the job's folder: there is nothing left to file.
+        """
+        # Imported here: flw cancels jobs without it.
+        import hashlib
+
+        data = encode(answer)
+        receipt = receipt._replace(sha256=hashlib.sha256(data).hexdigest(), attempts=claim.begun + 1)
+        self._file(claim, "result.txt", data, receipt, self._workspace.output)
+
+    def fail(self, claim: Claim, reason: str, receipt: Receipt) -> None:
+        """File the job under failed/ with the reason. Raises WorkspaceError as :meth:`finish` does."""
+        self._file(claim, "error.txt", encode(reason + "\n"), receipt, self._workspace.failed)
+
+    def _file(self, claim: Claim, name: str, data: bytes, receipt: Receipt, target: str) -> None:
+        with self._workspace.explained("write a result to"):
+            if not is_folder(claim.directory):
+                raise LostRaceError(f"the folder of {claim.id} was removed while it was being answered")
+            for leftover in (*_FILED, _PROGRESS, _ATTEMPTS, _CANCEL):
+                clear(join(claim.directory, leftover))
+            write(join(claim.directory, name), data)
+            write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
+            sync(claim.directory)
+            _move_as(claim.directory, target, claim.id)
+            sync(target)
+
+    def requeue(self, claims: Sequence[Claim], begun: Sequence[Claim] = ()) -> None:
+        """Put claimed jobs back where they were in the queue; ``begun`` are those of them that were being decoded.
+
+        Those whose folder was removed are passed over. Raises WorkspaceError if one cannot be put back; the others
+        are.
+        """
+        trouble: OSError | None = None
+        with self._workspace.explained("put a job back in"):
+            for claim in claims:
+                try:
+                    if claim in begun:
+                        attempts = Attempts.of(claim.directory)
+                        # A full disk costs no more than the count.
+                        with suppress(OSError):
+                            attempts._replace(begun=attempts.begun + 1).write(claim.directory, durable=False)
+                    _move_as(claim.directory, self._input, claim.id)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    trouble = error
+            # The folder that they were in is soon removed, and must not go before they arrived.
+            sync(self._input)
+            # They are older than what was going to be next.
+            self._next.clear()
+            self._unsettled = True
+            if trouble:
+                raise trouble
+
+    def record_crash(self, claim: Claim) -> Claim:
+        """Count, durably, that the engine died while it was at this job. Raises WorkspaceError."""
+        with self._workspace.explained("write to"):
+            attempts = Attempts.of(claim.directory)
+            attempts = attempts._replace(begun=attempts.begun + 1, crashes=claim.crashes + 1)
+            attempts.write(claim.directory, durable=True)
+            sync(claim.directory)
+        return claim._replace(begun=attempts.begun, crashes=attempts.crashes)
+
+    def close(self) -> None:
+        """Give the lease up. Jobs still claimed stay behind for :func:`recover`."""
+        if not any(folders_in(self._folder)):
+            remove(self._folder)
+        os.close(self._lock)
+
+
+def recover(workspace: Workspace) -> list[str]:
+    """Put the jobs of dead daemons back into the queue and return their ids.
+
+    Raises WorkspaceError if one of them could not be; the others are.
+    """
+    recovered: list[str] = []
+    trouble: OSError | None = None
+    with workspace.explained("recover jobs in"):
+        for folder in workspace.daemon_folders():
+            with locked(folder) as won:
+                if not won:
+                    continue
+                begun = set(read_text(join(folder, _STARTS), _MAX_STARTS_BYTES).split("\n"))
+                moved = False
+                for name in sorted(folders_in(folder)):
+                    try:
+                        if name in begun:
+                            _count_death(join(folder, name))
+                        recovered.append(_move_as(join(folder, name), workspace.input, name))
+                        moved = True
+                    except OSError as error:
+                        trouble = error
+                if moved:
+                    # Before the folder that they were in can be gone.
+                    sync(workspace.input)
+                if not any(folders_in(folder)):
+                    remove(folder)
+        workspace.sweep_staging()
+        if trouble:
+            raise trouble
+    return recovered
+
+
+def _count_death(directory: str) -> None:
+    reached = 0
+    with suppress(FileNotFoundError):
+        reached = os.lstat(join(directory, _PROGRESS)).st_size
+    Attempts.of(directory).after_death(reached).write(directory, durable=True)
+    sync(directory)
+
+
+def cancel(workspace: Workspace, job: Job) -> bool:
+    """Cancel a job that waits; whether it was. One that runs is marked for its daemon, which cancels it soon.
+
+    Raises WorkspaceError.
+    """
+    if job.state is JobState.RUNNING:
+        with suppress(OSError):
+            write(join(job.directory, _CANCEL), b"", durable=False)
+        return False
+    lease = Lease(workspace, None)
+    try:
+        claim = lease.claim_this(job)
+        reason = "cancelled before it was begun"
+        lease.fail(claim, reason, Receipt.of_failure(claim.id, claim.queued, reason, "cancelled"))
+    except LostRaceError:
+        return False
+    finally:
+        lease.close()
+    return True
+
+
+def _move_as(origin: str, target: str, name: str) -> str:
+    """Move a job's folder into another folder, replacing nothing; returns the name it got there."""
+    try:
+        move(origin, join(target, name))
+    except FileExistsError:
+        name = _other(name)
+        move(origin, join(target, name))
+    return name
+
+
+def _other(name: str) -> str:
+    """A name like this one that nobody has."""
+    return f"{name}-{os.urandom(3).hex()}"
+
+
+def _names_of(model: dict[str, Any] | None) -> set[str]:
+    """By what names a job may ask for a model: its file's, with and without the ending."""
+    path = (model or {}).get("path")
+    if not isinstance(path, str):
+        return set()
+    name = basename(path).casefold()
+    return {name, name.removesuffix(".gguf"), path.casefold()}
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value < 1 << 60 else 0
+
+
+def _is_timestamp(queued: object) -> TypeGuard[str]:
+    return isinstance(queued, str) and queued.isascii() and queued.isprintable() and len(queued) <= 40
+
+
+def _settled(folder: str) -> bool:
+    """Whether nobody has written to it for a while. A time in the future came with a copy and says nothing."""
+    newest = os.stat(folder).st_mtime
+    with suppress(FileNotFoundError):
+        newest = max(newest, os.lstat(join(folder, "prompt.txt")).st_mtime)
+    return abs(time.time() - newest) > SETTLE_S

@@ -1,0 +1,95 @@
+"""What is known of an answer that is still being written: a file of lines, which may end or break anywhere.
+
+    {"key": "9f…", "seed": 7}     what the tokens belong to, and the seed they were drawn with
+    [5077, "Once"]                a token and the text it added, one line each
+
+Nothing waits for the disk here. After a crash the file may be short, torn or full of zeros: what counts is its
+longest head of whole, well-formed lines.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+
+class Progress(NamedTuple):
+    """The head of a file of progress that can be used.
+
+    ``ends`` holds for each of ``tokens`` the number of bytes up to the end of its line, ``head`` those of the first
+    line. A ``key`` of None: nothing can go on from here, as for an answer that is another job's too.
+    """
+
+    key: str | None = None
+    seed: int = 0
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    head: int = 0
+    ends: tuple[int, ...] = ()
+
+    def end_of(self, kept: int) -> int:
+        """Bytes of the file up to the end of its first ``kept`` tokens."""
+        return self.ends[kept - 1] if kept else self.head
+
+
+def first_line(key: str | None, seed: int) -> bytes:
+    """What a new file begins with."""
+    return _line({"key": key, "seed": seed})
+
+
+def token_line(token: int | None, text: str) -> bytes:
+    """What a step adds; a token of None stands for the text of several."""
+    return _line([token, text])
+
+
+def parse(data: bytes) -> Progress:
+    """Never raises, whatever the data."""
+    first, *lines = data.split(b"\n")
+    # What follows the last line break is no whole line.
+    if not lines:
+        return Progress()
+    del lines[-1]
+    about = _object(first)
+    key, seed = about.get("key"), about.get("seed")
+    if not about or not isinstance(seed, int):
+        return Progress()
+    tokens: list[int] = []
+    ends: list[int] = []
+    texts: list[str] = []
+    resumable = isinstance(key, str)
+    end = head = len(first) + 1
+    for line in lines:
+        end += len(line) + 1
+        entry = _load(line)
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
+            break
+        token, text = entry
+        texts.append(text)
+        if type(token) is int and token >= 0:
+            tokens.append(token)
+            ends.append(end)
+        elif token is None:
+            resumable = False
+        else:
+            texts.pop()
+            break
+    if not resumable:
+        return Progress(None, 0, (), "".join(texts), head)
+    return Progress(str(key), seed, tuple(tokens), "".join(texts), head, tuple(ends))
+
+
+def _line(content: object) -> bytes:
+    # ASCII: every string, also one with unpaired surrogates, survives.
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    content = _load(line)
+    return content if isinstance(content, dict) else {}
+
+
+def _load(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,75 @@
+"""What a process needs that runs unattended: signals that ask and do not interrupt, a log file, a word to systemd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+
+from nrvna.config import notify_socket
+
+
+class Signals:
+    """SIGTERM and SIGINT ask for an orderly end; a second one ends the process at once, which is safe too.
+
+    SIGHUP asks for the same where it tells of a closed terminal, and else that the log be opened again.
+    ``descriptor`` becomes readable when one came.
+    """
+
+    def __init__(self, *, has_log_file: bool) -> None:
+        self.descriptor, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        os.set_blocking(self.descriptor, False)
+        self.stop = False
+        self.reopen = False
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        on_hangup = self._on_reopen if has_log_file or not _has_terminal() else self._on_stop
+        wanted = {signal.SIGTERM: self._on_stop, signal.SIGINT: self._on_stop, signal.SIGHUP: on_hangup}
+        for number, handler in wanted.items():
+            # nohup and a shell's background jobs have asked that some be ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN or handler == self._on_reopen:
+                signal.signal(number, handler)
+
+    def drain(self) -> None:
+        """Forget what made :attr:`descriptor` readable."""
+        with suppress(BlockingIOError):
+            os.read(self.descriptor, 1024)
+
+    def _on_stop(self, *_: object) -> None:
+        if self.stop:
+            os._exit(1)
+        self.stop = True
+
+    def _on_reopen(self, *_: object) -> None:
+        self.reopen = True
+
+
+def log_to(path: str) -> None:
+    """From here on everything that goes to standard error goes to the end of this file. Raises OSError."""
+    sys.stderr.flush()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def notify(state: str) -> None:
+    """Tell systemd how the service is doing, as sd_notify does; without it nobody listens, and nothing is done."""
+    address = notify_socket()
+    if not address:
+        return
+    # Imported here: few are started by systemd.
+    import socket
+
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.sendto(state.encode(), address)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
