@@ -70,7 +70,7 @@ def grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:
         for line in lines:
             number += 1
             if line.strip():
-                group.append((number, line))
+                group.append((number, line.removesuffix(b"\r")))
                 size += len(line)
             if len(group) >= GROUP or size >= _GROUP_BYTES:
                 yield group

@@ -17,6 +17,7 @@ from processes import command, until
 from nrvna.flw import first_line
 from nrvna.job import JobState, Receipt, is_generated_id
 from nrvna.lease import Lease
+from nrvna.progress import token_line
 from nrvna.terminal import printable
 from nrvna.workspace import Workspace
 from nrvna.wrk import compose_prompt
@@ -365,3 +366,150 @@ def test_an_installed_command_is_the_module_of_its_name(name: str) -> None:
     installed = subprocess.run([BIN / name, "--help"], capture_output=True, text=True, check=True).stdout
     assert installed == command(module, "--help").stdout
     assert f"usage: {name} " in installed
+
+
+def test_wrk_queues_a_job_for_each_line_and_leaves_out_blank_ones(workspace: Workspace) -> None:
+    done = command("wrk", workspace.path, "Translate:", "--lines", "-", stdin=b"one\n\n  \ntwo\r\nlast")
+    assert (done.returncode, done.stderr) == (0, "")
+    jobs = workspace.jobs()
+    assert done.stdout.split() == [job.id for job in jobs]
+    assert [workspace.prompt(job) for job in jobs] == [
+        "Translate:\n\none",
+        "Translate:\n\ntwo",
+        "Translate:\n\nlast",
+    ]
+
+
+def test_wrk_names_the_lines_that_cannot_run_and_queues_the_others(workspace: Workspace, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_bytes(b"good\n\nbad\0\ncaf\xe9\nalso good\n")
+    done = command("wrk", workspace.path, "--lines", lines)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "wrk: line 3: the prompt holds a NUL byte at position 3",
+        "wrk: line 4: the prompt is not UTF-8: byte 0xe9 at position 3",
+    ]
+    assert [workspace.prompt(job) for job in workspace.jobs()] == ["good", "also good"]
+    assert len(done.stdout.split()) == 2
+
+
+def test_wrk_prints_each_id_while_its_lines_still_come(workspace: Workspace) -> None:
+    process = subprocess.Popen(
+        [BIN / "wrk", workspace.path, "--lines", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    assert process.stdin and process.stdout
+    for number in range(3):
+        process.stdin.write(b"job %d\n" % number)
+        job_id = process.stdout.readline().decode().strip()
+        assert workspace.prompt(workspace.find(job_id)) == f"job {number}"
+    process.stdin.close()
+    assert process.wait(10) == 0
+    process.stdout.close()
+
+
+def test_wrk_says_that_there_are_no_such_lines(workspace: Workspace, tmp_path: Path) -> None:
+    done = command("wrk", workspace.path, "--lines", tmp_path / "none.txt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"wrk: cannot read {tmp_path / 'none.txt'}: No such file or directory\n"
+
+
+@pytest.mark.parametrize("tool", ["wrk", "flw"])
+def test_a_workspace_that_others_can_write_to_is_refused_with_its_remedy(workspace: Workspace, tool: str) -> None:
+    Path(workspace.path, "input").chmod(0o777)
+    done = command(tool, workspace.path, *(["hello"] if tool == "wrk" else []))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert f"`chmod go-w {workspace.path}/input`" in done.stderr
+
+
+def test_flw_says_that_an_answer_is_not_the_one_that_was_filed(workspace: Workspace) -> None:
+    job_id = file_away(workspace, "q", "the answer")
+    (Path(workspace.find(job_id).directory) / "result.txt").write_text("the answwr")
+    done = command("flw", workspace.path, job_id)
+    assert done.returncode == 1
+    assert done.stderr == "flw: this answer is damaged: it is not the one that its receipt was written for\n"
+
+
+def test_flw_follows_an_answer_to_its_end(served: Workspace) -> None:
+    job_id = served.submit("Count to fifty.", {"predict": 60})
+    done = command("flw", "-f", served.path, job_id)
+    assert done.returncode == 0
+    assert done.stdout.rstrip("\n") == served.answer(served.find(job_id)).rstrip("\n")
+
+
+def test_flw_follows_an_answer_as_it_grows(workspace: Workspace) -> None:
+    job_id = workspace.submit("q")
+    lease = Lease(workspace, {"path": "m"})
+    claim = lease.claim()
+    assert claim is not None
+    lease.begin_progress(claim, "key", 1, 0)
+    process = subprocess.Popen([BIN / "flw", "-f", workspace.path, job_id], stdout=subprocess.PIPE, bufsize=0)
+    assert process.stdout
+    for number, word in enumerate(("Once ", "upon ")):
+        lease.append_progress(claim, token_line(number, word))
+        assert process.stdout.read(len(word)).decode() == word
+    lease.finish(claim, "Once upon a time", Receipt(job_id, "stop", "q", "f", "0.1.0"))
+    assert process.stdout.read().decode() == "a time\n"
+    assert process.wait(10) == 0
+    process.stdout.close()
+    lease.close()
+
+
+def test_flw_follows_an_answer_that_is_begun_anew(workspace: Workspace) -> None:
+    job_id = workspace.submit("q")
+    lease = Lease(workspace, {"path": "m"})
+    claim = lease.claim()
+    assert claim is not None
+    lease.begin_progress(claim, "key", 1, 0)
+    lease.append_progress(claim, token_line(1, "Once"))
+    process = subprocess.Popen(
+        [BIN / "flw", "-f", workspace.path, job_id], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    assert process.stdout.read(4) == b"Once"
+    lease.finish(claim, "Twice", Receipt(job_id, "stop", "q", "f", "0.1.0"))
+    out, err = process.communicate(timeout=10)
+    assert (out, err) == (b"\nTwice\n", b"flw: it was interrupted, and is answered anew:\n")
+    lease.close()
+
+
+def test_flw_cancels_a_queued_job_for_good(workspace: Workspace) -> None:
+    job_id = workspace.submit("q")
+    assert command("flw", "--cancel", workspace.path, job_id).returncode == 0
+    done = command("flw", workspace.path, job_id)
+    assert (done.returncode, done.stderr) == (1, f"flw: {job_id} failed: cancelled before it was begun\n")
+
+
+def test_flw_cancels_a_running_job_and_its_neighbour_goes_on(served: Workspace) -> None:
+    long = served.submit("Write a very long story.", {"predict": 900, "ignore_eos": True})
+    until(lambda: served.find(long).state is JobState.RUNNING, "the claim")
+    neighbour = served.submit("Say yes.")
+    assert command("flw", "--cancel", served.path, long).returncode == 0
+    job = served.find(long)
+    receipt = served.receipt(job)
+    assert receipt is not None and receipt.finish_reason == "cancelled"
+    assert job.state is JobState.FAILED
+    assert command("flw", "-w", served.path, neighbour).returncode == 0
+
+
+def test_flw_cancels_no_job_that_is_done(workspace: Workspace) -> None:
+    job_id = file_away(workspace, "q", "the answer")
+    done = command("flw", "--cancel", workspace.path, job_id)
+    assert (done.returncode, done.stderr) == (1, f"flw: {job_id} is done already\n")
+
+
+def test_flw_tells_when_no_daemon_is_there_to_confirm_the_end(workspace: Workspace) -> None:
+    job_id = workspace.submit("q")
+    lease = Lease(workspace, {"path": "m"})
+    assert lease.claim()
+    done = command("flw", "--cancel", workspace.path, job_id)
+    assert done.returncode == 3
+    assert "did not confirm that yet" in done.stderr
+    lease.close()
+
+
+@pytest.mark.parametrize("option", ["--follow", "--cancel"])
+def test_flw_wants_a_job_to_follow_or_cancel(workspace: Workspace, option: str) -> None:
+    done = command("flw", option, workspace.path)
+    assert done.returncode == 2
+    assert f"name a job too: flw {option} WORKSPACE ID" in done.stderr
