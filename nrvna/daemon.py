@@ -35,7 +35,7 @@ from nrvna.errors import (
 )
 from nrvna.job import Receipt
 from nrvna.lease import Claim, Lease, recover
-from nrvna.progress import token_line
+from nrvna.progress import first_line, token_line
 from nrvna.service import Signals, log_to, notify
 from nrvna.workspace import Workspace
 
@@ -45,6 +45,8 @@ log = logging.getLogger("nrvna")
 LOOK_EVERY_S = 0.25
 # How often it looks for the jobs of dead peers, and tries again what the disk refused.
 TEND_EVERY_S = 1.0
+# How often it looks for what was left half-made.
+SWEEP_EVERY_S = 600.0
 # How often the answers that grow are written down: what a kill of this process costs of them.
 KEEP_EVERY_S = 0.2
 # A small model is there before this; of a large one it is said how far it is.
@@ -89,6 +91,7 @@ class Daemon:
         self._restart_at: float | None = None
         self._restart_delay = 1.0
         self._tend_at = 0.0
+        self._sweep_at = 0.0
         self._keep_at = 0.0
         self._troubles: dict[str, str] = {}
         self.engine: EngineProcess | None = None
@@ -206,6 +209,11 @@ class Daemon:
     def _recover(self) -> None:
         if recovered := recover(self._workspace):
             log.info("put %d jobs of a daemon that died back into the queue", len(recovered))
+        now = time.monotonic()
+        if now >= self._sweep_at:
+            # Seldom: it looks at every job that is queued.
+            self._sweep_at = now + SWEEP_EVERY_S
+            self._workspace.sweep_staging()
 
     def _count_peers(self) -> None:
         self._has_peers = len(self._workspace.peers()) > 1
@@ -218,7 +226,9 @@ class Daemon:
     def _start_recorded(self) -> None:
         """Let the engine decode what it has room for: it is on record first."""
         if self._unstarted and self.engine:
-            self._lease.record_starts([self._claims[job_id] for job_id in self._unstarted if job_id in self._claims])
+            starting = [self._claims[job_id] for job_id in self._unstarted if job_id in self._claims]
+            self._lease.record_starts(starting)
+            self._at_work.update(claim.id for claim in starting)
             self.engine.send({"go": self._unstarted})
             self._unstarted = []
 
@@ -349,15 +359,16 @@ class Daemon:
             case {"joins": job_id, "text": text}:
                 if claim := self._claims.get(job_id):
                     self._joined.add(job_id)
-                    self._lease.begin_progress(claim, None, 0, 0)
-                    self._fresh[job_id] = [token_line(None, text)]
+                    self._lease.cut_progress(claim, 0)
+                    self._fresh[job_id] = [first_line(None, 0), token_line(None, text)]
             case {"starts": starts}:
                 for job_id, start in starts.items():
                     # Also if it was cancelled meanwhile: others may wait for its answer.
                     self._unstarted.append(job_id)
                     if claim := self._claims.get(job_id):
-                        self._at_work.add(job_id)
-                        self._lease.begin_progress(claim, start["key"], start["seed"], start["kept"])
+                        self._lease.cut_progress(claim, start["kept"])
+                        if not start["kept"]:
+                            self._fresh[job_id] = [first_line(start["key"], start["seed"])]
             case {"done": job_id, "answer": answer, "receipt": receipt}:
                 if claim := self._claims.get(job_id):
                     self._finish(claim, answer, Receipt.from_dict(receipt))

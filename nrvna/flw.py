@@ -168,6 +168,7 @@ def follow(workspace: Workspace, job_id: str) -> int:
     """``flw -f WORKSPACE ID``: the answer as it grows. Raises JobNotFoundError."""
     shown, warned, started = "", False, time.monotonic()
     while True:
+        looked = time.monotonic()
         job = workspace.find(job_id)
         if job.is_finished:
             workspace.confirm()
@@ -191,7 +192,8 @@ def follow(workspace: Workspace, job_id: str) -> int:
             warned = True
             if hint := _hint(workspace):
                 print(f"flw: {job_id} is {job.state}{hint}", file=sys.stderr)
-        time.sleep(_POLL_S)
+        # A long answer takes a while to read: no more than a fifth of a core goes into it.
+        time.sleep(max(_POLL_S, 4 * (time.monotonic() - looked)))
 
 
 def cancel(workspace: Workspace, job_id: str) -> int:

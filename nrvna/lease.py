@@ -39,7 +39,7 @@ from nrvna.files import (
     write,
 )
 from nrvna.job import Job, JobState, Receipt, check_id, new_id, timestamp
-from nrvna.progress import Progress, first_line, parse
+from nrvna.progress import Progress, parse
 from nrvna.workspace import (
     MAX_PROMPT_BYTES,
     Workspace,
@@ -273,15 +273,14 @@ class Lease:
         """What an earlier attempt left of the job's answer."""
         return parse(read_bytes(join(claim.directory, _PROGRESS)))
 
-    def begin_progress(self, claim: Claim, key: str | None, seed: int, kept: int) -> None:
-        """From here on :meth:`append_progress` continues the first ``kept`` tokens there, or begins anew."""
+    def cut_progress(self, claim: Claim, kept: int) -> None:
+        """Leave the first ``kept`` tokens of an earlier attempt for :meth:`append_progress` to go on, or nothing."""
         path = join(claim.directory, _PROGRESS)
         with suppress(OSError):
             if kept:
                 append(path, b"", at=self.progress(claim).end_of(kept))
             else:
                 clear(path)
-                append(path, first_line(key, seed))
 
     def append_progress(self, claim: Claim, lines: bytes) -> bool:
         """Keep an answer as it grows, without waiting for the disk; whether it was written.
@@ -399,7 +398,6 @@ def recover(workspace: Workspace) -> list[str]:
                     sync(workspace.input)
                 if not any(folders_in(folder)):
                     remove(folder)
-        workspace.sweep_staging()
         if trouble:
             raise trouble
     return recovered

@@ -351,15 +351,19 @@ class Workspace:
         return text.strip() or None
 
     def sweep_staging(self) -> None:
-        """Remove what was killed half-way through being made: jobs whose id was never printed, unborn daemons."""
-        for folder in (self.input, self.processing):
-            for entry in os.scandir(folder):
-                made_here = entry.name.startswith(".") and (
-                    folder == self.processing or is_generated_id(entry.name.removeprefix("."))
-                )
-                with suppress(OSError):
-                    if made_here and time.time() - entry.stat().st_mtime > _STALE_STAGING_S:
-                        remove(entry.path)
+        """Remove what was killed half-way through being made: jobs whose id was never printed, unborn daemons.
+
+        Raises WorkspaceError.
+        """
+        with self.explained("clean up in"):
+            for folder in (self.input, self.processing):
+                for entry in os.scandir(folder):
+                    made_here = entry.name.startswith(".") and (
+                        folder == self.processing or is_generated_id(entry.name.removeprefix("."))
+                    )
+                    with suppress(OSError):
+                        if made_here and time.time() - entry.stat().st_mtime > _STALE_STAGING_S:
+                            remove(entry.path)
 
     def _folders(self) -> Iterator[tuple[str, JobState]]:
         yield self.input, JobState.QUEUED

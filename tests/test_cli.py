@@ -17,6 +17,7 @@ from processes import command, until
 from nrvna.flw import first_line
 from nrvna.job import JobState, Receipt, is_generated_id
 from nrvna.lease import Lease
+from nrvna.progress import first_line as head_of_progress
 from nrvna.progress import token_line
 from nrvna.terminal import printable
 from nrvna.workspace import Workspace
@@ -442,7 +443,7 @@ def test_flw_follows_an_answer_as_it_grows(workspace: Workspace) -> None:
     lease = Lease(workspace, {"path": "m"})
     claim = lease.claim()
     assert claim is not None
-    lease.begin_progress(claim, "key", 1, 0)
+    lease.append_progress(claim, head_of_progress("key", 1))
     process = subprocess.Popen([BIN / "flw", "-f", workspace.path, job_id], stdout=subprocess.PIPE, bufsize=0)
     assert process.stdout
     for number, word in enumerate(("Once ", "upon ")):
@@ -460,7 +461,7 @@ def test_flw_follows_an_answer_that_is_begun_anew(workspace: Workspace) -> None:
     lease = Lease(workspace, {"path": "m"})
     claim = lease.claim()
     assert claim is not None
-    lease.begin_progress(claim, "key", 1, 0)
+    lease.append_progress(claim, head_of_progress("key", 1))
     lease.append_progress(claim, token_line(1, "Once"))
     process = subprocess.Popen(
         [BIN / "flw", "-f", workspace.path, job_id], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -29,7 +29,7 @@ from nrvna.errors import (
 )
 from nrvna.job import JobState, Receipt, is_generated_id
 from nrvna.lease import Claim, Lease, cancel, recover
-from nrvna.progress import token_line
+from nrvna.progress import first_line, token_line
 from nrvna.workspace import MAX_PROMPT_BYTES, Workspace
 from nrvna.wrk import GROUP
 
@@ -259,7 +259,7 @@ def test_a_workspace_put_in_the_place_of_the_one_served_is_noticed(workspace: Wo
 def test_a_running_jobs_answer_can_be_watched_and_leaves_no_trace(workspace: Workspace, lease: Lease) -> None:
     job_id = workspace.submit("q")
     claim = claimed(lease)
-    lease.begin_progress(claim, "key", 7, 0)
+    lease.append_progress(claim, first_line("key", 7))
     lease.append_progress(claim, token_line(1, "so "))
     lease.append_progress(claim, token_line(2, "far"))
     running = workspace.newest_running()
@@ -561,7 +561,9 @@ def test_deaths_with_progress_are_not_held_against_a_job(workspace: Workspace) -
         claim = claimed(dead)
         assert (claim.begun, claim.crashes) == (number, 0)
         dead.record_starts([claim])
-        dead.begin_progress(claim, "key", 1, number)
+        dead.cut_progress(claim, number)
+        if not number:
+            dead.append_progress(claim, first_line("key", 1))
         dead.append_progress(claim, token_line(number, "word "))
         os.close(dead._lock)
         recover(workspace)
@@ -583,10 +585,10 @@ def test_a_job_that_only_waited_in_a_daemon_that_died_gains_no_attempt(workspace
 def test_progress_goes_on_where_it_was_kept(workspace: Workspace, lease: Lease) -> None:
     workspace.submit("q")
     claim = claimed(lease)
-    lease.begin_progress(claim, "key", 7, 0)
+    lease.append_progress(claim, first_line("key", 7))
     lease.append_progress(claim, b"".join(token_line(token, f"{token} ") for token in range(5)) + b'[5, "tor')
     assert lease.progress(claim).tokens == (0, 1, 2, 3, 4)
-    lease.begin_progress(claim, "key", 7, 3)
+    lease.cut_progress(claim, 3)
     lease.append_progress(claim, token_line(9, "nine"))
     found = lease.progress(claim)
     assert (found.key, found.seed, found.tokens, found.text) == ("key", 7, (0, 1, 2, 9), "0 1 2 nine")
