@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import heapq
+import json
 import os
 import time
 from collections import deque
@@ -61,6 +62,7 @@ _MTIME_TICK_NS = 50_000_000
 _PROGRESS, _ATTEMPTS, _CANCEL = "progress.jsonl", "attempts.json", "cancel"
 # What a daemon files; anything of these names that was put there before is removed.
 _FILED = ("result.txt", "error.txt", "receipt.json")
+MAX_ABOUT_BYTES = 1024 * 1024
 _STARTS = ".starts"
 _MAX_STARTS_BYTES = 64 * 1024 * 1024
 
@@ -69,7 +71,7 @@ class Claim(NamedTuple):
     """A job that this process has claimed: nobody else will touch its folder while the lease is held.
 
     ``begun`` counts how often it was decoded before, ``crashes`` how often the engine died of that, as far as is
-    known. ``settings`` are the job's own, unchecked.
+    known. ``settings`` are the job's own, unchecked; ``trouble`` says why they cannot be known.
     """
 
     id: str
@@ -78,6 +80,7 @@ class Claim(NamedTuple):
     begun: int
     crashes: int
     settings: dict[str, Any]
+    trouble: str | None = None
 
 
 class Attempts(NamedTuple):
@@ -221,7 +224,7 @@ class Lease:
             if not os.path.exists(join(origin, "job.json")) and not _settled(origin):
                 self._unsettled = True
                 raise LostRaceError(name)
-            about = read_object(join(origin, "job.json"))
+            about, trouble = _about(origin)
             queued, settings, model = about.get("queued"), about.get("settings", {}), about.get("model")
             if self._model_names and isinstance(model, str) and model.casefold() not in self._model_names:
                 self._left.add(name)
@@ -237,8 +240,9 @@ class Lease:
         for leftover in _FILED:
             clear(join(directory, leftover))
         attempts = Attempts.of(directory)
-        settings = settings if isinstance(settings, dict) else {}
-        return Claim(own, directory, queued, attempts.begun, attempts.crashes, settings)
+        if not isinstance(settings, dict):
+            settings, trouble = {}, "its settings in job.json are no JSON object"
+        return Claim(own, directory, queued, attempts.begun, attempts.crashes, settings, trouble)
 
     def _own_name(self, name: str) -> str:
         """The name itself; another where it cannot be an id, or is that of a job which has run already."""
@@ -251,6 +255,8 @@ class Lease:
 
     def prompt(self, claim: Claim) -> str:
         """The claimed job's prompt. Raises JobError, with the reason, if it can never run."""
+        if claim.trouble:
+            raise JobError(claim.trouble)
         try:
             data = read(join(claim.directory, "prompt.txt"), MAX_PROMPT_BYTES)
         except FileNotFoundError:
@@ -430,6 +436,21 @@ def cancel(workspace: Workspace, job: Job) -> bool:
     finally:
         lease.close()
     return True
+
+
+def _about(directory: str) -> tuple[dict[str, Any], str | None]:
+    """What a job's job.json holds, if there is one, and why that cannot be used."""
+    try:
+        content = json.loads(read(join(directory, "job.json"), MAX_ABOUT_BYTES))
+    except FileNotFoundError:
+        return {}, None
+    except JobError as error:
+        return {}, str(error)
+    except OSError as error:
+        return {}, f"job.json cannot be read: {error.strerror}"
+    except (ValueError, RecursionError):
+        content = None
+    return (content, None) if isinstance(content, dict) else ({}, "job.json is no JSON object")
 
 
 def _move_as(origin: str, target: str, name: str) -> str:

@@ -218,6 +218,9 @@ def test_a_strange_job_json_does_no_harm(workspace: Workspace, lease: Lease, con
     folder = by_hand(workspace, "mine", b"prompt")
     (folder / "job.json").write_text(content)
     claim = claimed(lease)
+    if "queued" not in content:
+        with pytest.raises(JobError, match=r"job\.json is no JSON object"):
+            lease.prompt(claim)
     lease.finish(claim, "answer", receipt("mine")._replace(queued=claim.queued))
     assert workspace.answer(workspace.find("mine")) == "answer"
 
