@@ -429,6 +429,7 @@ class Daemon:
 
     def _restart(self) -> None:
         self._restart_at = None
+        self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
         try:
             self.engine = EngineProcess(self._path, self._model, self._config)
         except OSError as error:

@@ -126,6 +126,8 @@ class Lease:
         self._unsettled = False
         # Jobs that ask for another model.
         self._left: set[str] = set()
+        # Jobs that have moved on, but the disk did not confirm it yet.
+        self._unconfirmed: set[str] = set()
         workspace.check_private()
         with workspace.explained("serve"):
             if model is None:
@@ -238,7 +240,9 @@ class Lease:
             raise LostRaceError(name) from None
         directory = join(self._folder, own)
         for leftover in _FILED:
-            clear(join(directory, leftover))
+            # The claim is made, and must not be forgotten over this: they are cleared again before it is filed.
+            with suppress(OSError):
+                clear(join(directory, leftover))
         attempts = Attempts.of(directory)
         if not isinstance(settings, dict):
             settings, trouble = {}, "its settings in job.json are no JSON object"
@@ -323,15 +327,21 @@ class Lease:
 
     def _file(self, claim: Claim, name: str, data: bytes, receipt: Receipt, target: str) -> None:
         with self._workspace.explained("write a result to"):
-            if not is_folder(claim.directory):
-                raise LostRaceError(f"the folder of {claim.id} was removed while it was being answered")
-            for leftover in (*_FILED, _PROGRESS, _ATTEMPTS, _CANCEL):
-                clear(join(claim.directory, leftover))
-            write(join(claim.directory, name), data)
-            write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
-            sync(claim.directory)
-            _move_as(claim.directory, target, claim.id)
+            if claim.id not in self._unconfirmed:
+                self._check_folder(claim)
+                for leftover in (*_FILED, _PROGRESS, _ATTEMPTS, _CANCEL):
+                    clear(join(claim.directory, leftover))
+                write(join(claim.directory, name), data)
+                write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
+                sync(claim.directory)
+                _move_as(claim.directory, target, claim.id)
+                self._unconfirmed.add(claim.id)
             sync(target)
+            self._unconfirmed.discard(claim.id)
+
+    def _check_folder(self, claim: Claim) -> None:
+        if not is_folder(claim.directory):
+            raise LostRaceError(f"the folder of {claim.id} was removed while it was being answered")
 
     def requeue(self, claims: Sequence[Claim], begun: Sequence[Claim] = ()) -> None:
         """Put claimed jobs back where they were in the queue; ``begun`` are those of them that were being decoded.
@@ -362,8 +372,12 @@ class Lease:
                 raise trouble
 
     def record_crash(self, claim: Claim) -> Claim:
-        """Count, durably, that the engine died while it was at this job. Raises WorkspaceError."""
+        """Count, durably, that the engine died while it was at this job.
+
+        Raises WorkspaceError, and LostRaceError if somebody removed the job's folder.
+        """
         with self._workspace.explained("write to"):
+            self._check_folder(claim)
             attempts = Attempts.of(claim.directory)
             attempts = attempts._replace(begun=attempts.begun + 1, crashes=claim.crashes + 1)
             attempts.write(claim.directory, durable=True)
@@ -390,18 +404,15 @@ def recover(workspace: Workspace) -> list[str]:
                 if not won:
                     continue
                 begun = set(read_text(join(folder, _STARTS), _MAX_STARTS_BYTES).split("\n"))
-                moved = False
                 for name in sorted(folders_in(folder)):
                     try:
                         if name in begun:
                             _count_death(join(folder, name))
                         recovered.append(_move_as(join(folder, name), workspace.input, name))
-                        moved = True
                     except OSError as error:
                         trouble = error
-                if moved:
-                    # Before the folder that they were in can be gone.
-                    sync(workspace.input)
+                # Before the folder that they were in can be gone; also for those moved when this failed the last time.
+                sync(workspace.input)
                 if not any(folders_in(folder)):
                     remove(folder)
         if trouble:

@@ -26,6 +26,8 @@ log = logging.getLogger("nrvna.engine")
 _PR_SET_PDEATHSIG = 1
 # What others wait so that those who start do so a step earlier: less than a tenth of a small model's step on a CPU.
 _GO_PATIENCE_S = 0.002
+# Steps of a pile after which it is said where their time went.
+_WORTH_A_WORD = 100
 
 
 class Channel:
@@ -108,8 +110,9 @@ def _answer_pile(engine: Engine, channel: Channel) -> None:
         events = engine.step()
         with engine.tally.timed("emit"):
             _emit(channel, events)
-    if engine.tally.steps:
-        log.info("nothing left: %s", engine.tally)
+    # A few jobs on their own are no measure of anything, and suspects run alone by the dozen.
+    level = logging.INFO if engine.tally.steps >= _WORTH_A_WORD else logging.DEBUG
+    log.log(level, "nothing left: %s", engine.tally)
 
 
 def _emit(channel: Channel, events: list[Event]) -> None:
