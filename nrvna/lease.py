@@ -411,7 +411,7 @@ def recover(workspace: Workspace) -> list[str]:
                         recovered.append(_move_as(join(folder, name), workspace.input, name))
                     except OSError as error:
                         trouble = error
-                # Before the folder that they were in can be gone; also for those moved when this failed the last time.
+                # Before the folder that they were in can be gone; also for those moved when this failed last time.
                 sync(workspace.input)
                 if not any(folders_in(folder)):
                     remove(folder)
