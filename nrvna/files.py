@@ -107,7 +107,7 @@ def encode(text: str) -> bytes:
 def make_folder(path: str) -> None:
     """Make a folder, and those above it, that only its user can enter; one that is there stays as it is.
 
-    What was made survives a crash of the machine.
+    It survives a crash of the machine, if those above that were there before do.
     """
     above = dirname(path)
     if above and not isdir(above):
@@ -117,6 +117,9 @@ def make_folder(path: str) -> None:
     except FileExistsError:
         if not isdir(path):
             raise
+        # Whoever made it may have died before he could wait for the disk. One that he cannot read is not his.
+        with suppress(PermissionError):
+            sync(above or ".")
         return
     sync(above or ".")
 
@@ -153,8 +156,12 @@ def move(origin: str, target: str) -> None:
 
 
 def replace(origin: str, target: str) -> None:
-    """Rename a file over another one, so that a reader sees either of them whole."""
-    os.rename(origin, target)
+    """Rename a file over whatever is there, so that a reader sees either file whole."""
+    try:
+        os.rename(origin, target)
+    except IsADirectoryError:
+        remove(target)
+        os.rename(origin, target)
 
 
 def clear(path: str) -> None:

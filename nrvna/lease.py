@@ -59,7 +59,7 @@ MAX_UNENDED = 3
 _LOOK_AHEAD = 256
 # A folder's mtime moves in steps of a clock tick: within this time of a change, another may not have shown.
 _MTIME_TICK_NS = 50_000_000
-_PROGRESS, _ATTEMPTS, _CANCEL = "progress.jsonl", "attempts.json", "cancel"
+_PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL = "progress.jsonl", "attempts.json", "attempts.json.new", "cancel"
 # What a daemon files; anything of these names that was put there before is removed.
 _FILED = ("result.txt", "error.txt", "receipt.json")
 MAX_ABOUT_BYTES = 1024 * 1024
@@ -97,8 +97,10 @@ class Attempts(NamedTuple):
         content = read_object(join(directory, _ATTEMPTS))
         return cls(*(_count(content.get(field)) for field in cls._fields))
 
-    def write(self, directory: str, *, durable: bool) -> None:
-        write(join(directory, _ATTEMPTS), as_json(self._asdict()), durable=durable)
+    def write(self, directory: str) -> None:
+        """Whatever happens meanwhile, what was known before is known after it."""
+        write(join(directory, _NEW_ATTEMPTS), as_json(self._asdict()))
+        replace(join(directory, _NEW_ATTEMPTS), join(directory, _ATTEMPTS))
 
     def after_death(self, reached: int) -> Attempts:
         """After a start whose daemon died as well."""
@@ -155,11 +157,10 @@ class Lease:
         staging = join(self._workspace.processing, f".{basename(self._folder)}")
         os.mkdir(staging, 0o700)
         self._lock = os.open(join(staging, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         if self._about["model"] is not None:
             write(join(staging, ".daemon.json"), as_json(self._about), durable=False)
         write(join(staging, _STARTS), b"", durable=False)
-        sync(staging)
         move(staging, self._folder)
         # Else jobs that are claimed could be lost with the folder that they were moved into.
         sync(self._workspace.processing)
@@ -198,7 +199,10 @@ class Lease:
                         self._unsettled = True
                         trouble = error
             if not is_folder(self._folder):
-                raise LeaseLostError(f"{self._workspace.path} was moved or replaced while it was being served")
+                # Only if there is another one in its place: else it may come back.
+                os.stat(self._input)
+                if not is_folder(self._folder):
+                    raise LeaseLostError(f"{self._workspace.path} was moved or replaced while it was being served")
             if trouble:
                 raise trouble
         return None
@@ -278,6 +282,8 @@ class Lease:
         with self._workspace.explained("write to"):
             lines = "".join(f"{claim.id}\n" for claim in claims)
             append(join(self._folder, _STARTS), lines.encode(), durable=True)
+            # Without the move that claimed it, a job is not found beside its start.
+            sync(self._folder)
 
     def progress(self, claim: Claim) -> Progress:
         """What an earlier attempt left of the job's answer."""
@@ -287,8 +293,10 @@ class Lease:
         """Leave the first ``kept`` tokens of an earlier attempt for :meth:`append_progress` to go on, or nothing."""
         path = join(claim.directory, _PROGRESS)
         with suppress(OSError):
-            if kept:
-                append(path, b"", at=self.progress(claim).end_of(kept))
+            found = self.progress(claim)
+            # What was there to be kept may have been taken away meanwhile.
+            if 0 < kept <= len(found.tokens):
+                append(path, b"", at=found.end_of(kept))
             else:
                 clear(path)
 
@@ -329,7 +337,7 @@ class Lease:
         with self._workspace.explained("write a result to"):
             if claim.id not in self._unconfirmed:
                 self._check_folder(claim)
-                for leftover in (*_FILED, _PROGRESS, _ATTEMPTS, _CANCEL):
+                for leftover in (*_FILED, _PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL):
                     clear(join(claim.directory, leftover))
                 write(join(claim.directory, name), data)
                 write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
@@ -340,6 +348,11 @@ class Lease:
             self._unconfirmed.discard(claim.id)
 
     def _check_folder(self, claim: Claim) -> None:
+        """Raises LostRaceError if somebody removed the job's folder, OSError if all of the workspace is away."""
+        if is_folder(claim.directory):
+            return
+        os.lstat(self._folder)
+        # Again: it may just have come back.
         if not is_folder(claim.directory):
             raise LostRaceError(f"the folder of {claim.id} was removed while it was being answered")
 
@@ -357,14 +370,12 @@ class Lease:
                         attempts = Attempts.of(claim.directory)
                         # A full disk costs no more than the count.
                         with suppress(OSError):
-                            attempts._replace(begun=attempts.begun + 1).write(claim.directory, durable=False)
+                            attempts._replace(begun=attempts.begun + 1).write(claim.directory)
                     _move_as(claim.directory, self._input, claim.id)
                 except FileNotFoundError:
                     continue
                 except OSError as error:
                     trouble = error
-            # The folder that they were in is soon removed, and must not go before they arrived.
-            sync(self._input)
             # They are older than what was going to be next.
             self._next.clear()
             self._unsettled = True
@@ -380,14 +391,15 @@ class Lease:
             self._check_folder(claim)
             attempts = Attempts.of(claim.directory)
             attempts = attempts._replace(begun=attempts.begun + 1, crashes=claim.crashes + 1)
-            attempts.write(claim.directory, durable=True)
+            attempts.write(claim.directory)
             sync(claim.directory)
         return claim._replace(begun=attempts.begun, crashes=attempts.crashes)
 
     def close(self) -> None:
         """Give the lease up. Jobs still claimed stay behind for :func:`recover`."""
-        if not any(folders_in(self._folder)):
-            remove(self._folder)
+        # What the disk does not confirm stays for others to recover.
+        with suppress(OSError):
+            _leave(self._workspace, self._folder)
         os.close(self._lock)
 
 
@@ -411,20 +423,31 @@ def recover(workspace: Workspace) -> list[str]:
                         recovered.append(_move_as(join(folder, name), workspace.input, name))
                     except OSError as error:
                         trouble = error
-                # Before the folder that they were in can be gone; also for those moved when this failed last time.
-                sync(workspace.input)
-                if not any(folders_in(folder)):
-                    remove(folder)
+                try:
+                    _leave(workspace, folder)
+                except OSError as error:
+                    trouble = error
         if trouble:
             raise trouble
     return recovered
+
+
+def _leave(workspace: Workspace, folder: str) -> None:
+    """Remove a daemon's folder once it is empty, and what was in it has arrived where it was moved to for sure.
+
+    Whoever moved it may have died, or failed, before he knew. Raises OSError if that cannot be had.
+    """
+    for target in (workspace.input, workspace.output, workspace.failed):
+        sync(target)
+    if not any(folders_in(folder)):
+        remove(folder)
 
 
 def _count_death(directory: str) -> None:
     reached = 0
     with suppress(FileNotFoundError):
         reached = os.lstat(join(directory, _PROGRESS)).st_size
-    Attempts.of(directory).after_death(reached).write(directory, durable=True)
+    Attempts.of(directory).after_death(reached).write(directory)
     sync(directory)
 
 
