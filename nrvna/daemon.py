@@ -194,6 +194,9 @@ class Daemon:
         except (JobError, SettingError) as error:
             self._fail(claim, str(error))
             return
+        except WorkspaceError:
+            self._give_back([claim])
+            raise
         if not self._claims:
             self._heard_at = time.monotonic()
         self._claims[claim.id] = claim

@@ -64,6 +64,8 @@ _PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL = "progress.jsonl", "attempts.json"
 _FILED = ("result.txt", "error.txt", "receipt.json")
 MAX_ABOUT_BYTES = 1024 * 1024
 _STARTS = ".starts"
+# What says nothing of the job: it can be read another time.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
 _MAX_STARTS_BYTES = 64 * 1024 * 1024
 
 
@@ -262,7 +264,10 @@ class Lease:
         return _other(name) if any(is_folder(join(folder, name)) for folder in taken) else name
 
     def prompt(self, claim: Claim) -> str:
-        """The claimed job's prompt. Raises JobError, with the reason, if it can never run."""
+        """The claimed job's prompt.
+
+        Raises JobError, with the reason, if it can never run, WorkspaceError if it cannot be read just now.
+        """
         if claim.trouble:
             raise JobError(claim.trouble)
         try:
@@ -272,6 +277,8 @@ class Lease:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise JobError("prompt.txt is a link, and links are not followed") from None
+            if error.errno in _PASSING:
+                raise WorkspaceError(f"cannot read {claim.id}: {error.strerror}") from error
             raise JobError(f"prompt.txt cannot be read: {error.strerror}") from error
         return check_prompt(data).decode()
 
@@ -337,7 +344,7 @@ class Lease:
         with self._workspace.explained("write a result to"):
             if claim.id not in self._unconfirmed:
                 self._check_folder(claim)
-                for leftover in (*_FILED, _PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL):
+                for leftover in (*_FILED, _PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS):
                     clear(join(claim.directory, leftover))
                 write(join(claim.directory, name), data)
                 write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
@@ -473,7 +480,7 @@ def cancel(workspace: Workspace, job: Job) -> bool:
 
 
 def _about(directory: str) -> tuple[dict[str, Any], str | None]:
-    """What a job's job.json holds, if there is one, and why that cannot be used."""
+    """What a job's job.json holds, if there is one, and why that cannot be used. Raises OSError for what passes."""
     try:
         content = json.loads(read(join(directory, "job.json"), MAX_ABOUT_BYTES))
     except FileNotFoundError:
@@ -481,6 +488,8 @@ def _about(directory: str) -> tuple[dict[str, Any], str | None]:
     except JobError as error:
         return {}, str(error)
     except OSError as error:
+        if error.errno in _PASSING:
+            raise
         return {}, f"job.json cannot be read: {error.strerror}"
     except (ValueError, RecursionError):
         content = None

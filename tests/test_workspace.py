@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nrvna import files
+from nrvna import lease as lease_module
 from nrvna import workspace as workspace_module
 from nrvna.errors import (
     JobError,
@@ -361,6 +362,22 @@ def test_a_job_made_by_hand_without_a_good_prompt_says_why(
     by_hand(workspace, "mine", content)
     with pytest.raises(JobError, match=reason):
         lease.prompt(claimed(lease))
+
+
+def test_a_prompt_that_cannot_be_read_just_now_is_no_bad_job(
+    workspace: Workspace, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.submit("q")
+    claim = claimed(lease)
+
+    def refuse(path: str, *_: object) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lease_module, "read", refuse)
+        with pytest.raises(WorkspaceError, match="Too many open files"):
+            lease.prompt(claim)
+    assert lease.prompt(claim) == "q"
 
 
 def test_what_is_no_folder_or_hidden_is_no_job(workspace: Workspace, lease: Lease, tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nrvna.files import folders_in
+from nrvna.workspace import Workspace
+
 PATIENCE_S = 60.0
 TOY = Path(__file__).with_name("toy_engine.py")
 # Names the engines of one test run among all processes.
@@ -139,6 +142,12 @@ class Zygote:
     def close(self) -> None:
         self._socket.close()
         self._process.wait(PATIENCE_S)
+
+
+def jobs_claimed_by(workspace: Workspace, daemon: Child) -> set[str]:
+    """What is in the daemon's folder, which may vanish meanwhile."""
+    folders = [folder for folder in workspace.daemon_folders() if f"-{daemon.pid}-" in folder]
+    return {name for folder in folders for name in folders_in(folder)}
 
 
 def use_toy_engine(step_s: float = 0.001) -> None:

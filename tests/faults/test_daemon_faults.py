@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from processes import until
 from toy_engine import answer_of, commands_in
-from zygote import StartToy, ToyDaemon, Zygote
+from zygote import StartToy, ToyDaemon, Zygote, jobs_claimed_by
 
 from nrvna.job import JobState
 from nrvna.lease import recover
@@ -59,7 +59,7 @@ def queue(workspace: Workspace, prompts: list[str]) -> dict[str, str]:
 
 
 def claimed_by(workspace: Workspace, daemon: ToyDaemon) -> set[str]:
-    return {path.name for path in Path(workspace.processing).glob(f"*-{daemon.child.pid}-*/[!.]*")}
+    return jobs_claimed_by(workspace, daemon.child)
 
 
 def progress_of(workspace: Workspace, job_id: str) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from oracle import Oracle, as_printed
 from processes import until
-from zygote import Child, Zygote
+from zygote import Child, Zygote, jobs_claimed_by
 
 from nrvna.workspace import Workspace
 
@@ -107,7 +107,7 @@ class Havoc:
         self.oracle.hit.update(at_hand | self.claimed_by(daemon))
 
     def claimed_by(self, daemon: Child) -> set[str]:
-        return {folder.name for folder in Path(self.workspace.processing).glob(f"*-{daemon.pid}-*/[!.]*")}
+        return jobs_claimed_by(self.workspace, daemon)
 
     def submit(self) -> None:
         prompts = []

@@ -16,6 +16,7 @@ from pathlib import Path
 import disk_load
 import pytest
 from power import in_memory
+from processes import until
 
 import nrvna
 from nrvna.workspace import Workspace
@@ -79,11 +80,11 @@ class RealDisk:
         works = ("submit", "submit", "serve", "look")
         processes = [self._start(work, workspace, log, careless) for work, log in zip(works, logs, strict=True)]
         try:
-            deadline = time.monotonic() + 20
             # It is at its best once all four are at work.
-            while not all(log.exists() and log.stat().st_size for log in logs) and time.monotonic() < deadline:
-                time.sleep(0.01)
+            until(lambda: all(log.exists() and log.stat().st_size for log in logs), "promises of all four", 20)
             time.sleep(pause_s)
+            ended = [process.communicate()[0] for process in processes if process.poll() is not None]
+            assert ended == [], "they ended before the disk did"
             self.fail()
         finally:
             for process in processes:
@@ -100,7 +101,7 @@ class RealDisk:
     def _start(self, work: str, workspace: Workspace, log: Path, careless: bool) -> subprocess.Popen[bytes]:
         path = os.pathsep.join([str(Path(nrvna.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
         command = [sys.executable, disk_load.__file__, work, workspace.path, str(log), *(["careless"] * careless)]
-        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL)
+        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE)
 
 
 @pytest.fixture(params=sorted(MAKE))
