@@ -344,11 +344,14 @@ class Lease:
         with self._workspace.explained("write a result to"):
             if claim.id not in self._unconfirmed:
                 self._check_folder(claim)
-                for leftover in (*_FILED, _PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS):
+                for leftover in _FILED:
                     clear(join(claim.directory, leftover))
                 write(join(claim.directory, name), data)
                 write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
                 sync(claim.directory)
+                # What is needed if this ends before the move goes last.
+                for leftover in (_PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS):
+                    clear(join(claim.directory, leftover))
                 _move_as(claim.directory, target, claim.id)
                 self._unconfirmed.add(claim.id)
             sync(target)

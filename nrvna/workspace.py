@@ -16,6 +16,7 @@ Paths are strings and not pathlib's: importing that takes as long as everything 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -259,7 +260,7 @@ class Workspace:
         """Where the job is now. Raises JobNotFoundError if it is nowhere, or its id cannot be one."""
         check_id(job_id)
         # In the order that jobs move, so that one which moves meanwhile is met later; again, as it may be put back.
-        for _ in range(3):
+        for _ in range(10):
             for folder, state in self._folders():
                 if is_folder(join(folder, job_id)):
                     return Job(job_id, state, join(folder, job_id))
@@ -321,10 +322,19 @@ class Workspace:
         return receipt.sha256 in (None, found)
 
     def confirm(self) -> None:
-        """Wait until the results that are seen now survive a crash of the machine, as its daemon does before long."""
+        """Wait until the results that are seen now survive a crash of the machine, as their daemon does before long.
+
+        Raises WorkspaceError if the disk says that they do not.
+        """
         for folder in (self.output, self.failed):
-            with suppress(OSError):
+            try:
                 sync(folder)
+            except OSError as error:
+                # Who may only read has nothing to wait for.
+                if error.errno == errno.EIO:
+                    raise WorkspaceError(
+                        f"the disk does not confirm results in {folder}: {error.strerror}"
+                    ) from error
 
     def receipt(self, job: Job) -> Receipt | None:
         """A finished job's receipt, or None where there is none to read."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nrvna import files
-from nrvna.errors import LostRaceError, WorkspaceError
+from nrvna.errors import NrvnaError, WorkspaceError
 from nrvna.job import JobState, Receipt
 from nrvna.lease import Lease, recover
 from nrvna.progress import first_line, token_line
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> int:
     try:
         served = Workspace(workspace)
         {"submit": submit, "serve": serve, "look": look}[work](served, Log(Path(log), served))
-    except (OSError, LostRaceError) as error:
+    except (OSError, NrvnaError) as error:
         # The disk is gone.
         print(f"{work}: {error}")
     return 0

@@ -403,7 +403,14 @@ class Inspector:
                 content = (folder / name).read_bytes()
                 told = json.loads((folder / "receipt.json").read_text())
                 assert told["id"] == folder.name, "a receipt is another job's"
-                assert {path.name for path in folder.iterdir()} == {"prompt.txt", "job.json", "receipt.json", name}
+                inside = {path.name for path in folder.iterdir()}
+                # The mark of who wanted it cancelled may stay, and what was removed last may be back.
+                assert inside - {"cancel", "progress.jsonl", "attempts.json"} == {
+                    "prompt.txt",
+                    "job.json",
+                    "receipt.json",
+                    name,
+                }
                 if name == "result.txt":
                     assert told["sha256"] == hashlib.sha256(content).hexdigest(), "a result is torn"
                 if folder.name in promises.filing:
