@@ -32,7 +32,7 @@ _SHOWN = 20
 _POLL_S = 0.05
 _SHOW_EVERY_S = 0.5
 _WARN_AFTER_S = 2.0
-_CANCEL_PATIENCE_S = 5.0
+_CANCEL_PATIENCE_S = 3.0
 
 
 def first_line(text: str, width: int) -> str:

@@ -350,7 +350,7 @@ class Lease:
                 write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
                 sync(claim.directory)
                 # What is needed if this ends before the move goes last.
-                for leftover in (_PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS):
+                for leftover in (_PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL):
                     clear(join(claim.directory, leftover))
                 _move_as(claim.directory, target, claim.id)
                 self._unconfirmed.add(claim.id)

@@ -17,6 +17,8 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 import nrvna
 
 Rounds = Callable[..., int]
@@ -162,7 +164,9 @@ def run_tests(copy: Path, names: tuple[str, ...]) -> tuple[bool, str]:
     return done.returncode == 0, done.stdout
 
 
-def test_the_tests_pass_with_a_copy_that_is_not_changed(tmp_path: Path) -> None:
+def test_the_tests_pass_with_a_copy_that_is_not_changed(tmp_path: Path, rounds: Rounds) -> None:
+    if not rounds(quick=0, ci=1, long=1):
+        pytest.skip("these tests run anyway here: with CI=true or --long")
     copy = copied_package(tmp_path)
     place = [sys.executable, "-P", "-c", "import nrvna; print(nrvna.__file__)"]
     found = subprocess.run(
@@ -175,7 +179,7 @@ def test_the_tests_pass_with_a_copy_that_is_not_changed(tmp_path: Path) -> None:
 
 def test_nothing_that_keeps_jobs_safe_can_be_taken_away_unnoticed(tmp_path: Path, rounds: Rounds) -> None:
     every = mutants()
-    number = rounds(quick=4, ci=len(every), long=len(every))
+    number = rounds(quick=2, ci=len(every), long=len(every))
     chosen = every if number >= len(every) else random.Random(date.today().toordinal()).sample(every, number)
 
     def survives(mutant: Mutant) -> str | None:

@@ -50,7 +50,7 @@ def receipts(workspace: Workspace, ids: list[str]) -> list[Receipt]:
 def test_killed_at_any_moment_answers_are_those_of_a_quiet_night(
     start_daemon: StartDaemon, tmp_path: Path, rounds: Rounds
 ) -> None:
-    count = rounds(quick=18, ci=56, long=200)
+    count = rounds(quick=12, ci=56, long=200)
     quiet, stormy = Workspace(tmp_path / "quiet"), Workspace(tmp_path / "stormy")
     quiet.create()
     stormy.create()
@@ -59,7 +59,7 @@ def test_killed_at_any_moment_answers_are_those_of_a_quiet_night(
     until(lambda: all_done(quiet, expected_ids), "the quiet answers", 600)
     daemon.stop()
     chance = random.Random(1)
-    most, kills = rounds(quick=4, ci=16, long=60), 0
+    most, kills = rounds(quick=3, ci=16, long=60), 0
     while True:
         daemon = start_daemon(stormy.path, *REPRODUCIBLE)
         deadline = time.monotonic() + (chance.uniform(0.2, 2.5) if kills < most else 600)
