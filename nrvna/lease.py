@@ -43,6 +43,7 @@ from nrvna.job import Job, JobState, Receipt, check_id, new_id, timestamp
 from nrvna.progress import Progress, parse
 from nrvna.workspace import (
     MAX_PROMPT_BYTES,
+    PROGRESS,
     Workspace,
     as_json,
     check_prompt,
@@ -59,7 +60,7 @@ MAX_UNENDED = 3
 _LOOK_AHEAD = 256
 # A folder's mtime moves in steps of a clock tick: within this time of a change, another may not have shown.
 _MTIME_TICK_NS = 50_000_000
-_PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL = "progress.jsonl", "attempts.json", "attempts.json.new", "cancel"
+_ATTEMPTS, _NEW_ATTEMPTS, _CANCEL = "attempts.json", "attempts.json.new", "cancel"
 # What a daemon files; anything of these names that was put there before is removed.
 _FILED = ("result.txt", "error.txt", "receipt.json")
 MAX_ABOUT_BYTES = 1024 * 1024
@@ -294,11 +295,11 @@ class Lease:
 
     def progress(self, claim: Claim) -> Progress:
         """What an earlier attempt left of the job's answer."""
-        return parse(read_bytes(join(claim.directory, _PROGRESS)))
+        return parse(read_bytes(join(claim.directory, PROGRESS)))
 
     def cut_progress(self, claim: Claim, kept: int) -> None:
         """Leave the first ``kept`` tokens of an earlier attempt for :meth:`append_progress` to go on, or nothing."""
-        path = join(claim.directory, _PROGRESS)
+        path = join(claim.directory, PROGRESS)
         with suppress(OSError):
             found = self.progress(claim)
             # What was there to be kept may have been taken away meanwhile.
@@ -313,7 +314,7 @@ class Lease:
         Nothing that was acknowledged depends on it.
         """
         try:
-            append(join(claim.directory, _PROGRESS), lines)
+            append(join(claim.directory, PROGRESS), lines)
         except OSError:
             return False
         return True
@@ -350,7 +351,7 @@ class Lease:
                 write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
                 sync(claim.directory)
                 # What is needed if this ends before the move goes last.
-                for leftover in (_PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL):
+                for leftover in (PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL):
                     clear(join(claim.directory, leftover))
                 _move_as(claim.directory, target, claim.id)
                 self._unconfirmed.add(claim.id)
@@ -456,7 +457,7 @@ def _leave(workspace: Workspace, folder: str) -> None:
 def _count_death(directory: str) -> None:
     reached = 0
     with suppress(FileNotFoundError):
-        reached = os.lstat(join(directory, _PROGRESS)).st_size
+        reached = os.lstat(join(directory, PROGRESS)).st_size
     Attempts.of(directory).after_death(reached).write(directory)
     sync(directory)
 

@@ -47,6 +47,8 @@ from nrvna.job import Job, JobState, Receipt, check_id, is_generated_id, new_id,
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
 MAX_CONTEXT_BYTES = 1024 * 1024
+# Where a daemon keeps an answer that grows.
+PROGRESS = "progress.jsonl"
 # An id is not dated further ahead than this to keep the queue in order: then the clock was wrong before, not now.
 _MAX_AHEAD_US = 24 * 3600 * 1_000_000
 _STALE_STAGING_S = 3600
@@ -312,7 +314,7 @@ class Workspace:
         # Imported here: wrk has no use for it.
         from nrvna.progress import parse
 
-        return parse(read_bytes(join(job.directory, "progress.jsonl"))).text
+        return parse(read_bytes(join(job.directory, PROGRESS))).text
 
     def is_intact(self, job: Job, receipt: Receipt) -> bool:
         """Whether a done job's answer is, byte by byte, the one that its receipt was written for."""
