@@ -109,8 +109,9 @@ def served(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(autouse=True, scope="session")
 def _plain_environment() -> None:
-    """Settings of whoever runs the tests stay out of them, and so does a shell that has Ctrl-C ignored."""
+    """Settings of whoever runs the tests stay out of them, and so does a shell or nohup that has signals ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for name in [
         name for name in os.environ if name.startswith(("NRVNA_", "LLAMA_LOG")) and name != "NRVNA_LLAMA_DIR"
     ]:
