@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from nrvna.config import llama_dir
-from nrvna.engine.prompt import PromptEncoder
+from nrvna.engine.prompt import Conversation, PromptEncoder
 from nrvna.llama import Model, load_library
 
 
@@ -83,7 +83,9 @@ class Tokenizer:
 
     def prompts(self, workload: Workload) -> list[list[int]]:
         """The prompt tokens of each job, chat template and context included."""
-        return [self._encoder.encode(job.prompt, workload.context, context=_NO_LIMIT) for job in workload.jobs]
+        system = (("system", workload.context),) if workload.context else ()
+        conversations = [Conversation((*system, ("user", job.prompt))) for job in workload.jobs]
+        return [self._encoder.encode(conversation, limit=_NO_LIMIT).tokens for conversation in conversations]
 
     def longest(self, workload: Workload) -> int:
         """Tokens of the longest job, prompt and answer."""

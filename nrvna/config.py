@@ -6,6 +6,7 @@ The only module that reads the environment. An option wins over its variable, a 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -19,13 +20,27 @@ from nrvna.errors import SettingError
 LOG_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 # One below LLAMA_DEFAULT_SEED, which asks llama.cpp for a random seed.
 MAX_SEED = 0xFFFFFFFE
+# By the names that llama.cpp gives them, in its order.
+_TRUNCATION = ("top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc")
+DEFAULT_SAMPLERS = ("penalties", "dry", *_TRUNCATION, "temperature")
+SAMPLERS = (*DEFAULT_SAMPLERS, "adaptive_p")
+# What becomes of a prompt that does not fit: the job fails, or so many tokens are taken out of the prompt's text.
+OVERFLOWS = ("fail", "truncate-left", "truncate-right", "truncate-middle")
+_MAX_STOPS = 64
+_MAX_TOKEN, _MAX_BIAS = 2**31 - 1, 1000
+# How llama.cpp lets some of them be called as well.
+_ALIASES = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p", "typicalp": "typ_p"}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one job's tokens are chosen. The defaults are llama.cpp's own; ``seed`` None means drawn per job.
+    """How one job's tokens are chosen. Names, defaults and meaning are llama.cpp's; ``seed`` None is drawn per job.
 
-    ``ignore_eos`` goes on to the limit even where the model would end its answer, as benchmarks need it.
+    ``samplers`` are the ones in use, in their order. ``logit_bias`` holds pairs of a token, by id or as text that may
+    be several, and what is added to its logit; False makes it impossible. ``min_tokens`` and ``ignore_eos`` keep the
+    answer from ending, up to so many tokens or to the limit; ``stop`` are texts that end it. ``reasoning_budget`` is
+    the most tokens that a model may think before it must answer, -1 for no limit. ``overflow`` says what becomes of a
+    prompt that is too long, see OVERFLOWS. Lists, as they come from JSON, become tuples.
     """
 
     temp: float = 0.8
@@ -36,11 +51,47 @@ class Sampling:
     predict: int = 512
     seed: int | None = None
     ignore_eos: bool = False
+    min_tokens: int = 0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    top_n_sigma: float = -1.0
+    typical_p: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_lr: float = 0.1
+    mirostat_ent: float = 5.0
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    samplers: tuple[str, ...] = DEFAULT_SAMPLERS
+    logit_bias: tuple[tuple[int | str, float], ...] = ()
+    stop: tuple[str, ...] = ()
+    reasoning_budget: int = -1
+    overflow: str = "fail"
+
+    def __post_init__(self) -> None:
+        for name in ("dry_sequence_breakers", "samplers", "stop"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "logit_bias", tuple((token, bias) for token, bias in self.logit_bias))
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether chance has no part in it: another seed would give the same answer."""
+        draws = self.mirostat or self.dynatemp_range > 0 or (self.xtc_probability > 0 and "xtc" in self.samplers)
+        return self.temp <= 0 and "temperature" in self.samplers and not draws
 
     @property
     def is_repeatable(self) -> bool:
         """Whether the same prompt, sampled again like this, is meant to give the same answer."""
-        return self.seed is not None or self.temp == 0
+        return self.seed is not None or self.is_greedy
 
 
 @dataclass(frozen=True)
@@ -57,6 +108,8 @@ class Config:
     stall: int = 600
     log_level: str = "info"
     llama_log_level: str = "warn"
+    chat_template: str | None = None
+    lora: tuple[str, ...] = ()
     log_file: str | None = None
     llama_dir: str | None = None
 
@@ -66,12 +119,15 @@ class Config:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Config:
-        return cls(**{**content, "sampling": Sampling(**content["sampling"])})
+        return cls(**{**content, "sampling": Sampling(**content["sampling"]), "lora": tuple(content["lora"])})
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table. ``kind`` turns text into a value; numbers lie in ``low`` to ``high``, both included."""
+    """One row of the table. ``kind`` turns text into a value; numbers lie in ``low`` to ``high``, both included.
+
+    ``allowed`` says in words what other kinds take.
+    """
 
     variable: str
     field: str
@@ -80,6 +136,7 @@ class Setting:
     low: float = 0
     high: float = 0
     choices: tuple[str, ...] = ()
+    allowed: str = ""
     shown_default: str | None = None
 
     @property
@@ -101,19 +158,25 @@ class Setting:
         if self.choices:
             return ", ".join(self.choices)
         if self.kind is str:
-            return "a path"
+            return self.allowed or "a path"
+        if self.allowed:
+            return self.allowed
         return f"{'a whole number' if self.kind is int else 'a number'} from {self.low:g} to {_plain(self.high)}"
 
     def parse(self, text: str, given_as: str) -> Any:
         """Raises SettingError naming ``given_as``, the text and what is allowed."""
         try:
-            value = self.kind(text.strip())
-        except ValueError:
+            value = self.kind(text if self.kind is _text_or_texts else text.strip())
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             value = None
         if self.choices:
             valid = value in self.choices
+        elif self.kind is str:
+            valid = bool(value)
+        elif self.allowed:
+            valid = value is not None
         else:
-            valid = bool(value) if self.kind is str else value is not None and self.low <= value <= self.high
+            valid = value is not None and self.low <= value <= self.high
         if not valid:
             raise SettingError(f"{given_as} is {text!r}, but must be {self.range}")
         return value
@@ -122,6 +185,51 @@ class Setting:
         """The variable's value, or the default where it is unset or empty."""
         text = (os.environ if environ is None else environ).get(self.variable, "")
         return self.parse(text, self.variable) if text.strip() else self.default
+
+
+def _switch(text: str) -> bool:
+    return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+
+
+def _samplers(text: str) -> tuple[str, ...]:
+    """Names in one text, as llama.cpp takes them, or as a JSON list."""
+    names = json.loads(text) if text.startswith("[") else text.replace(",", ";").split(";")
+    known = {name.replace("_", ""): name for name in SAMPLERS} | _ALIASES
+    return tuple(known[name.strip().lower().replace("-", "").replace("_", "")] for name in names)
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    texts = json.loads(text)
+    if not isinstance(texts, list) or not all(isinstance(each, str) and each for each in texts):
+        raise ValueError
+    return tuple(texts)
+
+
+def _text_or_texts(text: str) -> tuple[str, ...]:
+    """A JSON list of texts, or one text as it stands, the space around it included."""
+    texts = _texts(text) if text.lstrip().startswith("[") else (text,)
+    if not all(texts) or len(texts) > _MAX_STOPS:
+        raise ValueError
+    return texts
+
+
+def _logit_bias(text: str) -> tuple[tuple[int | str, float], ...]:
+    """What llama-server takes: an object or a list of pairs, the token by its id or as text."""
+    content = json.loads(text)
+    if isinstance(content, dict):
+        # The ids of an object's keys are text, too.
+        content = [[int(token) if token.isdecimal() else token, bias] for token, bias in content.items()]
+    return tuple(_one_bias(token, bias) for token, bias in content if bias is False or bias != 0)
+
+
+def _one_bias(token: object, bias: object) -> tuple[int | str, float]:
+    if not (type(token) is int and 0 <= token <= _MAX_TOKEN) and not (isinstance(token, str) and token):
+        raise ValueError
+    if bias is False:
+        return token, False
+    if not isinstance(bias, (int, float)) or bias is True or not abs(bias) <= _MAX_BIAS:
+        raise ValueError
+    return token, float(bias)
 
 
 _DEFAULTS = Config()
@@ -138,7 +246,163 @@ SETTINGS: tuple[Setting, ...] = (
         1,
     ),
     Setting("NRVNA_MIN_P", "min_p", float, "drop tokens below this fraction of the likeliest one; 0 is off", 0, 1),
-    Setting("NRVNA_REPEAT_PENALTY", "repeat_penalty", float, "penalty on the last 64 tokens; 1 is off", 0.1, 10),
+    Setting(
+        "NRVNA_REPEAT_PENALTY",
+        "repeat_penalty",
+        float,
+        "makes the last tokens less likely, prompt included; 1 is off",
+        0.1,
+        10,
+    ),
+    Setting("NRVNA_REPEAT_LAST_N", "repeat_last_n", int, "how many last tokens the penalties count", 0, 1_000_000),
+    Setting(
+        "NRVNA_PRESENCE_PENALTY",
+        "presence_penalty",
+        float,
+        "taken off the logit of each token among the last ones",
+        -100,
+        100,
+    ),
+    Setting(
+        "NRVNA_FREQUENCY_PENALTY",
+        "frequency_penalty",
+        float,
+        "taken off a token's logit for each time that it is among the last ones",
+        -100,
+        100,
+    ),
+    Setting(
+        "NRVNA_DRY_MULTIPLIER",
+        "dry_multiplier",
+        float,
+        "DRY: penalty on the token that would go on with a repeated sequence; 0 is off",
+        0,
+        100,
+    ),
+    Setting("NRVNA_DRY_BASE", "dry_base", float, "DRY: how the penalty grows with each token repeated", 1, 100),
+    Setting(
+        "NRVNA_DRY_ALLOWED_LENGTH",
+        "dry_allowed_length",
+        int,
+        "DRY: tokens that may be repeated without a penalty",
+        0,
+        1_000_000,
+    ),
+    Setting(
+        "NRVNA_DRY_PENALTY_LAST_N",
+        "dry_penalty_last_n",
+        int,
+        "DRY: how many last tokens are searched for repetitions; 0 is off",
+        0,
+        1_000_000,
+    ),
+    Setting(
+        "NRVNA_DRY_SEQUENCE_BREAKERS",
+        "dry_sequence_breakers",
+        _texts,
+        "DRY: texts that no repetition goes across",
+        allowed="a JSON list of texts",
+        shown_default=r"""`["\n", ":", "\"", "*"]`""",
+    ),
+    Setting(
+        "NRVNA_TOP_N_SIGMA",
+        "top_n_sigma",
+        float,
+        "keep logits within so many standard deviations of the largest; 0 and less is off",
+        -1,
+        1000,
+    ),
+    Setting("NRVNA_TYPICAL_P", "typical_p", float, "locally typical sampling: the share to keep; 1 is off", 0, 1),
+    Setting(
+        "NRVNA_XTC_PROBABILITY",
+        "xtc_probability",
+        float,
+        "XTC: how often all the likely tokens but the last of them are dropped; 0 is off",
+        0,
+        1,
+    ),
+    Setting(
+        "NRVNA_XTC_THRESHOLD",
+        "xtc_threshold",
+        float,
+        "XTC: from which probability on a token is a likely one; above 0.5 is off",
+        0,
+        1,
+    ),
+    Setting(
+        "NRVNA_DYNATEMP_RANGE",
+        "dynatemp_range",
+        float,
+        "dynamic temperature: how far it strays from NRVNA_TEMP with the entropy; 0 is off",
+        0,
+        10,
+    ),
+    Setting(
+        "NRVNA_DYNATEMP_EXPONENT",
+        "dynatemp_exponent",
+        float,
+        "dynamic temperature: the power of the entropy that it follows",
+        0,
+        100,
+    ),
+    Setting(
+        "NRVNA_MIROSTAT",
+        "mirostat",
+        int,
+        "1, 2: Mirostat of that version, in place of all other samplers but temperature and biases; 0 is off",
+        0,
+        2,
+    ),
+    Setting("NRVNA_MIROSTAT_LR", "mirostat_lr", float, "Mirostat: learning rate, eta", 0, 10),
+    Setting("NRVNA_MIROSTAT_ENT", "mirostat_ent", float, "Mirostat: target entropy in bits, tau", 0, 100),
+    Setting(
+        "NRVNA_ADAPTIVE_TARGET",
+        "adaptive_target",
+        float,
+        "adaptive-p: draw tokens around this probability; below 0 is off",
+        -1,
+        1,
+    ),
+    Setting(
+        "NRVNA_ADAPTIVE_DECAY",
+        "adaptive_decay",
+        float,
+        "adaptive-p: how slowly it forgets; it looks back about 1 / (1 - decay) tokens",
+        0,
+        0.99,
+    ),
+    Setting(
+        "NRVNA_SAMPLERS",
+        "samplers",
+        _samplers,
+        "the samplers in use and their order",
+        allowed=f"names out of {', '.join(SAMPLERS)}, with ; between them",
+        shown_default=";".join(DEFAULT_SAMPLERS),
+    ),
+    Setting(
+        "NRVNA_LOGIT_BIAS",
+        "logit_bias",
+        _logit_bias,
+        'added to the logits of tokens, by id or text; `false` forbids one: `{"15043": -2, " Hello": false}`',
+        allowed="JSON: an object or a list of pairs, biases from -1000 to 1000 or false",
+        shown_default="none",
+    ),
+    Setting(
+        "NRVNA_MIN_TOKENS",
+        "min_tokens",
+        int,
+        "tokens before which the model cannot end its answer",
+        0,
+        1_000_000,
+    ),
+    Setting(
+        "NRVNA_IGNORE_EOS",
+        "ignore_eos",
+        _switch,
+        "1: the model never ends its answer, it goes on to the limit",
+        allowed="0 or 1",
+        shown_default="0",
+    ),
     Setting("NRVNA_PREDICT", "predict", int, "most tokens to generate for a job", 1, 1_000_000),
     Setting(
         "NRVNA_SEED",
@@ -148,6 +412,29 @@ SETTINGS: tuple[Setting, ...] = (
         0,
         MAX_SEED,
         shown_default="drawn per job",
+    ),
+    Setting(
+        "NRVNA_STOP",
+        "stop",
+        _text_or_texts,
+        "text that ends the answer, which is then without it",
+        allowed="a text, or a JSON list of texts",
+        shown_default="none",
+    ),
+    Setting(
+        "NRVNA_REASONING_BUDGET",
+        "reasoning_budget",
+        int,
+        "most tokens that a model may think before it must answer; -1 is no limit",
+        -1,
+        1_000_000,
+    ),
+    Setting(
+        "NRVNA_OVERFLOW",
+        "overflow",
+        str,
+        "what becomes of a prompt that is too long: the job fails, or its left, right or middle goes",
+        choices=OVERFLOWS,
     ),
     Setting("NRVNA_CTX", "ctx", int, "context of one job in tokens, prompt and answer; 0 is auto", 0, 16_777_216),
     Setting(
@@ -175,6 +462,22 @@ SETTINGS: tuple[Setting, ...] = (
         "niceness of the engine: the higher, the more it leaves to other programs while they want the processor",
         0,
         19,
+    ),
+    Setting(
+        "NRVNA_CHAT_TEMPLATE",
+        "chat_template",
+        str,
+        "a file with a chat template in Jinja, or the name of one of llama.cpp's, in place of the model's own",
+        allowed="a path or a name",
+        shown_default="the model's own",
+    ),
+    Setting(
+        "NRVNA_LORA",
+        "lora",
+        _text_or_texts,
+        "a LoRA adapter that jobs may ask for, as NAME=FILE; several as a JSON list",
+        allowed="NAME=FILE, or a JSON list of such",
+        shown_default="none",
     ),
     Setting(
         "NRVNA_STALL",
@@ -242,10 +545,9 @@ def of_job(sampling: Sampling, settings: Mapping[str, Any]) -> Sampling:
     known = {setting.field: setting for setting in SETTINGS if setting.of_job}
     values: dict[str, Any] = {}
     for name, value in settings.items():
-        if name == "ignore_eos" and isinstance(value, bool):
-            values[name] = value
-        elif name in known:
-            values[name] = known[name].parse(str(value), f"the job's {name}")
+        if name in known:
+            text = value if isinstance(value, str) else json.dumps(value)
+            values[name] = known[name].parse(text, f"the job's {name}")
         else:
             raise SettingError(f"the job's setting {name} = {value!r} is none that a job can have")
     return replace(sampling, **values)
@@ -284,10 +586,27 @@ def engine_environment(config: Config) -> dict[str, str]:
     return environment
 
 
-def markdown_table() -> str:
-    """The table of settings as the README shows it."""
+# What the README shows; docs/settings.md shows all.
+_OFTEN_USED = (
+    "temp",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repeat_penalty",
+    "predict",
+    "seed",
+    "stop",
+    "reasoning_budget",
+    "overflow",
+)
+
+
+def markdown_table(*, everything: bool) -> str:
+    """The settings as docs/settings.md shows them, or those of the daemon and the ones often used for the README."""
     rows = ["| Variable | Option | Default | Allowed | What it does |", "|---|---|---|---|---|"]
     for setting in SETTINGS:
+        if setting.of_job and setting.field not in _OFTEN_USED and not everything:
+            continue
         cells = (
             f"`{setting.variable}`",
             f"`{setting.option}`",

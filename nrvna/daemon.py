@@ -22,7 +22,7 @@ from typing import Any
 from nrvna import __version__
 from nrvna.config import LOG_LEVELS, SETTINGS, Config, add_options, engine_environment, from_environment, of_job
 from nrvna.engine.process import EngineProcess
-from nrvna.engine.protocol import Ready, pack
+from nrvna.engine.protocol import Ready, pack, unpack_files
 from nrvna.errors import (
     EngineError,
     JobError,
@@ -37,6 +37,7 @@ from nrvna.job import Receipt
 from nrvna.lease import Claim, Lease, recover
 from nrvna.progress import first_line, token_line
 from nrvna.service import Signals, log_to, notify
+from nrvna.task import Task
 from nrvna.workspace import Workspace
 
 log = logging.getLogger("nrvna")
@@ -191,6 +192,7 @@ class Daemon:
                 raise JobError(f"the daemon went down each of the {claim.begun} times that this job was begun")
             prompt = self._lease.prompt(claim)
             sampling = of_job(self._config.sampling, claim.settings)
+            task = Task.from_dict(claim.task or {})
         except (JobError, SettingError) as error:
             self._fail(claim, str(error))
             return
@@ -200,14 +202,15 @@ class Daemon:
         if not self._claims:
             self._heard_at = time.monotonic()
         self._claims[claim.id] = claim
-        request = {"id": claim.id, "prompt": prompt, "queued": claim.queued, "system": system}
-        engine.send({"add": {**request, "sampling": asdict(sampling), "resume": self._resume(claim)}})
+        request: dict[str, Any] = {"id": claim.id, "prompt": prompt, "queued": claim.queued, "system": system}
+        request |= {"sampling": asdict(sampling), "task": task.to_dict(), "resume": self._resume(claim)}
+        engine.send({"add": request})
 
     def _resume(self, claim: Claim) -> dict[str, Any] | None:
         done = self._lease.progress(claim)
         if done.key is None or not done.tokens:
             return None
-        return {"key": done.key, "seed": done.seed, "tokens": done.tokens}
+        return {"key": done.key, "seed": done.seed, "tokens": done.tokens, "draws": done.draws}
 
     def _recover(self) -> None:
         if recovered := recover(self._workspace):
@@ -249,12 +252,13 @@ class Daemon:
                     self.engine.send({"drop": claim.id})
                 self._fail(claim, "cancelled while it was being answered", "cancelled")
 
-    def _finish(self, claim: Claim, answer: str, receipt: Receipt) -> None:
+    def _finish(self, claim: Claim, answer: str, receipt: Receipt, beside: dict[str, bytes]) -> None:
         end = f"cut at the {receipt.finish_reason} limit" if receipt.was_cut else "complete"
-        done = f"{claim.id} done: {receipt.generated_tokens} tokens, {end}, {receipt.tokens_per_second} tokens/s"
+        speed = f", {receipt.tokens_per_second} tokens/s" if receipt.generated_tokens else ""
+        done = f"{claim.id} done: {receipt.generated_tokens} tokens, {end}{speed}"
 
         def write() -> None:
-            self._lease.finish(claim, answer, receipt)
+            self._lease.finish(claim, answer, receipt, beside)
             log.info("%s", done)
 
         self._release(claim)
@@ -263,9 +267,11 @@ class Daemon:
     def _fail(self, claim: Claim, reason: str, finish_reason: str = "error") -> None:
         receipt = Receipt.of_failure(claim.id, claim.queued, reason, finish_reason)
         receipt = receipt._replace(model=self._model, attempts=claim.begun + (claim.id in self._at_work))
+        self._file_failure(claim, reason, receipt, {})
 
+    def _file_failure(self, claim: Claim, reason: str, receipt: Receipt, beside: dict[str, bytes]) -> None:
         def write() -> None:
-            self._lease.fail(claim, reason, receipt)
+            self._lease.fail(claim, reason, receipt, beside)
             log.warning("%s failed: %s", claim.id, reason)
 
         self._release(claim)
@@ -351,10 +357,10 @@ class Daemon:
         """Deal with one message of the engine (see engine/protocol.py)."""
         match message:
             case {"new": pieces}:
-                for job_id, (token, text) in pieces.items():
+                for job_id, (token, text, draws) in pieces.items():
                     if job_id not in self._claims:
                         continue
-                    self._fresh.setdefault(job_id, []).append(token_line(token, text))
+                    self._fresh.setdefault(job_id, []).append(token_line(token, text, draws))
             case {"reads": job_id} if job_id in self._claims:
                 self._at_work.add(job_id)
             case {"waits": job_id}:
@@ -372,9 +378,13 @@ class Daemon:
                         self._lease.cut_progress(claim, start["kept"])
                         if not start["kept"]:
                             self._fresh[job_id] = [first_line(start["key"], start["seed"])]
-            case {"done": job_id, "answer": answer, "receipt": receipt}:
+            case {"done": job_id, "answer": answer, "receipt": about, "beside": packed}:
                 if claim := self._claims.get(job_id):
-                    self._finish(claim, answer, Receipt.from_dict(receipt))
+                    receipt, beside = Receipt.from_dict(about), unpack_files(packed)
+                    if receipt.error is None:
+                        self._finish(claim, answer, receipt, beside)
+                    else:
+                        self._file_failure(claim, receipt.error, receipt._replace(attempts=claim.begun + 1), beside)
             case {"refused": job_id, "reason": reason}:
                 if claim := self._claims.get(job_id):
                     self._fail(claim, reason)

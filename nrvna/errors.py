@@ -43,6 +43,10 @@ class JobError(NrvnaError, ValueError):
     """A job that cannot be run as it is: no prompt, a NUL byte, invalid UTF-8, too large."""
 
 
+class GrammarError(JobError):
+    """A grammar, schema or list of choices that answers cannot be held to."""
+
+
 class JobNotFoundError(NrvnaError, LookupError):
     """No job of that id in the workspace."""
 
@@ -73,6 +77,22 @@ class ModelTruncatedError(ModelError, EOFError):
 
 class ModelLoadError(ModelError, RuntimeError):
     """llama.cpp refused a file that looks like GGUF: unknown architecture, out of memory."""
+
+
+class EncoderError(ModelLoadError):
+    """The model is an encoder: it makes vectors and continues no text."""
+
+
+class AdapterError(NrvnaError):
+    """A LoRA adapter cannot be used."""
+
+
+class AdapterNotFoundError(AdapterError, FileNotFoundError):
+    """No such adapter file, or it cannot be read."""
+
+
+class AdapterFormatError(AdapterError, ValueError):
+    """The file is no LoRA adapter, is damaged, or was made for another model."""
 
 
 class TokenizeError(NrvnaError, ValueError):

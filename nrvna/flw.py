@@ -23,6 +23,8 @@ examples:
   flw -w ~/work ID            the same, once it is there
   flw -f ~/work ID            the same, as it is being written
   flw -w ~/work               wait until everything queued now is finished
+  flw --reasoning ~/work ID   what a model that thinks thought before it answered
+  flw --receipt ~/work ID     how it was answered: tokens, settings, probabilities, in JSON
   flw --cancel ~/work ID      cancel it, if it is not done yet
 
 exit codes: 0 done, 1 failed, 2 usage, 3 not ready yet
@@ -220,6 +222,21 @@ def cancel(workspace: Workspace, job_id: str) -> int:
     return NOT_READY
 
 
+def show_beside(workspace: Workspace, job_id: str, *, reasoning: bool) -> int:
+    """``flw --reasoning`` or ``--receipt``: what stands beside a finished job's answer. Raises JobNotFoundError."""
+    job = workspace.find(job_id)
+    if not job.is_finished:
+        print(f"flw: {job.id} is {job.state}{_hint(workspace)}; -w waits for it", file=sys.stderr)
+        return NOT_READY
+    receipt = workspace.receipt(job)
+    text = workspace.reasoning(job) if reasoning else receipt.to_json() if receipt else ""
+    if not text:
+        print(f"flw: {job.id} has no {'reasoning' if reasoning else 'receipt'}", file=sys.stderr)
+        return FAILED
+    write_answer(text if text.endswith("\n") else text + "\n")
+    return DONE
+
+
 def collect_all(workspace: Workspace, *, wait: bool, everything: bool) -> int:
     """``flw WORKSPACE``: with ``wait``, the jobs unfinished now, once they are finished; 1 if one of them failed."""
     if not wait:
@@ -253,16 +270,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("id", nargs="?", metavar="ID", help="a job's id, as wrk printed it")
     parser.add_argument("-w", "--wait", action="store_true", help="wait until it is finished")
     parser.add_argument("-f", "--follow", action="store_true", help="print the answer as it is being written")
+    parser.add_argument("--reasoning", action="store_true", help="print the thought that led to the answer")
+    parser.add_argument("--receipt", action="store_true", help="print how the job was answered, in JSON")
     parser.add_argument("--cancel", action="store_true", help="see to it that the job is not answered")
     parser.add_argument("-a", "--all", action="store_true", help=f"list every job, not only the newest {_SHOWN}")
     options = parser.parse_args(argv)
     workspace = Workspace(options.workspace)
     try:
         workspace.check()
-        if options.id is None and (options.follow or options.cancel):
-            parser.error(f"name a job too: flw {'--follow' if options.follow else '--cancel'} WORKSPACE ID")
+        for name in ("follow", "cancel", "reasoning", "receipt"):
+            if options.id is None and getattr(options, name):
+                parser.error(f"name a job too: flw --{name} WORKSPACE ID")
         if options.cancel:
             code = cancel(workspace, options.id)
+        elif options.reasoning or options.receipt:
+            code = show_beside(workspace, options.id, reasoning=options.reasoning)
         elif options.follow:
             code = follow(workspace, options.id)
         elif options.id is None:

@@ -53,6 +53,11 @@ class Receipt(NamedTuple):
     for the same. ``reproducible``: the engine saw at its start that answers of this model are the same whatever runs
     beside them; None where it was not asked to. ``resumed_tokens`` of the answer were generated before an
     interruption and taken over. ``attempts`` counts how often it was begun. ``sha256`` is of the answer's bytes.
+
+    ``finish_reason`` is "thinking" where the model never came to an answer. ``stopped_by`` is the stop string that
+    ended it, ``reasoning_tokens`` of those generated were thought, ``probabilities`` are those of each choice.
+    ``task`` is what the job asked for beside prompt and sampling, ``notes`` what was done to its prompt: truncated,
+    a system message folded into it, no template.
     """
 
     id: str
@@ -76,6 +81,11 @@ class Receipt(NamedTuple):
     attempts: int | None = None
     sha256: str | None = None
     error: str | None = None
+    stopped_by: str | None = None
+    reasoning_tokens: int | None = None
+    probabilities: dict[str, float] | None = None
+    task: dict[str, Any] | None = None
+    notes: dict[str, Any] | None = None
 
     @classmethod
     def of_failure(cls, job_id: str, queued: str, reason: str, finish_reason: str = "error") -> Receipt:

@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from os.path import basename, join
 from typing import Any, NamedTuple, TypeGuard
@@ -42,8 +42,11 @@ from nrvna.files import (
 from nrvna.job import Job, JobState, Receipt, check_id, new_id, timestamp
 from nrvna.progress import Progress, parse
 from nrvna.workspace import (
+    MAX_ABOUT_BYTES,
     MAX_PROMPT_BYTES,
     PROGRESS,
+    REASONING,
+    VECTOR,
     Workspace,
     as_json,
     check_prompt,
@@ -62,9 +65,9 @@ _LOOK_AHEAD = 256
 _MTIME_TICK_NS = 50_000_000
 _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL = "attempts.json", "attempts.json.new", "cancel"
 # What a daemon files; anything of these names that was put there before is removed.
-_FILED = ("result.txt", "error.txt", "receipt.json")
-MAX_ABOUT_BYTES = 1024 * 1024
+_FILED = ("result.txt", "error.txt", "receipt.json", REASONING, VECTOR)
 _STARTS = ".starts"
+_NOTHING_BESIDE: Mapping[str, bytes] = {}
 # What says nothing of the job: it can be read another time.
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
 _MAX_STARTS_BYTES = 64 * 1024 * 1024
@@ -74,7 +77,7 @@ class Claim(NamedTuple):
     """A job that this process has claimed: nobody else will touch its folder while the lease is held.
 
     ``begun`` counts how often it was decoded before, ``crashes`` how often the engine died of that, as far as is
-    known. ``settings`` are the job's own, unchecked; ``trouble`` says why they cannot be known.
+    known. ``settings`` and ``task`` are the job's own, unchecked; ``trouble`` says why they cannot be known.
     """
 
     id: str
@@ -84,6 +87,7 @@ class Claim(NamedTuple):
     crashes: int
     settings: dict[str, Any]
     trouble: str | None = None
+    task: object = None
 
 
 class Attempts(NamedTuple):
@@ -253,7 +257,8 @@ class Lease:
         attempts = Attempts.of(directory)
         if not isinstance(settings, dict):
             settings, trouble = {}, "its settings in job.json are no JSON object"
-        return Claim(own, directory, queued, attempts.begun, attempts.crashes, settings, trouble)
+        task = about.get("task")
+        return Claim(own, directory, queued, attempts.begun, attempts.crashes, settings, trouble, task)
 
     def _own_name(self, name: str) -> str:
         """The name itself; another where it cannot be an id, or is that of a job which has run already."""
@@ -325,29 +330,35 @@ class Lease:
 
     # Moving on.
 
-    def finish(self, claim: Claim, answer: str, receipt: Receipt) -> None:
-        """File the answer under output/. Raises WorkspaceError if it cannot be written; the claim then stands.
+    def finish(
+        self, claim: Claim, answer: str, receipt: Receipt, beside: Mapping[str, bytes] = _NOTHING_BESIDE
+    ) -> None:
+        """File the answer under output/, and ``beside`` it files of the names that workspace.py knows.
 
-        Raises LostRaceError if somebody removed the job's folder: there is nothing left to file.
+        Raises WorkspaceError if it cannot be written; the claim then stands. Raises LostRaceError if somebody removed
+        the job's folder: there is nothing left to file.
         """
         # Imported here: flw cancels jobs without it.
         import hashlib
 
         data = encode(answer)
         receipt = receipt._replace(sha256=hashlib.sha256(data).hexdigest(), attempts=claim.begun + 1)
-        self._file(claim, "result.txt", data, receipt, self._workspace.output)
+        self._file(claim, {"result.txt": data, **beside}, receipt, self._workspace.output)
 
-    def fail(self, claim: Claim, reason: str, receipt: Receipt) -> None:
+    def fail(
+        self, claim: Claim, reason: str, receipt: Receipt, beside: Mapping[str, bytes] = _NOTHING_BESIDE
+    ) -> None:
         """File the job under failed/ with the reason. Raises WorkspaceError as :meth:`finish` does."""
-        self._file(claim, "error.txt", encode(reason + "\n"), receipt, self._workspace.failed)
+        self._file(claim, {"error.txt": encode(reason + "\n"), **beside}, receipt, self._workspace.failed)
 
-    def _file(self, claim: Claim, name: str, data: bytes, receipt: Receipt, target: str) -> None:
+    def _file(self, claim: Claim, contents: Mapping[str, bytes], receipt: Receipt, target: str) -> None:
         with self._workspace.explained("write a result to"):
             if claim.id not in self._unconfirmed:
                 self._check_folder(claim)
                 for leftover in _FILED:
                     clear(join(claim.directory, leftover))
-                write(join(claim.directory, name), data)
+                for name, data in contents.items():
+                    write(join(claim.directory, name), data)
                 write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
                 sync(claim.directory)
                 # What is needed if this ends before the move goes last.

@@ -2,6 +2,7 @@
 
     {"key": "9f…", "seed": 7}     what the tokens belong to, and the seed they were drawn with
     [5077, "Once"]                a token and the text it added, one line each
+    [253, " upon", 2]             the same, where other than one random number was drawn for it
 
 Nothing waits for the disk here. After a crash the file may be short, torn or full of zeros: what counts is its
 longest head of whole, well-formed lines.
@@ -12,12 +13,16 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+# More are never drawn for a token: whoever wrote more would have them drawn again.
+MAX_DRAWS = 8
+
 
 class Progress(NamedTuple):
     """The head of a file of progress that can be used.
 
     ``ends`` holds for each of ``tokens`` the number of bytes up to the end of its line, ``head`` those of the first
-    line. A ``key`` of None: nothing can go on from here, as for an answer that is another job's too.
+    line, ``draws`` the random numbers drawn for each. A ``key`` of None: nothing can go on from here, as for an
+    answer that is another job's too.
     """
 
     key: str | None = None
@@ -26,6 +31,7 @@ class Progress(NamedTuple):
     text: str = ""
     head: int = 0
     ends: tuple[int, ...] = ()
+    draws: tuple[int, ...] = ()
 
     def end_of(self, kept: int) -> int:
         """Bytes of the file up to the end of its first ``kept`` tokens."""
@@ -37,9 +43,9 @@ def first_line(key: str | None, seed: int) -> bytes:
     return _line({"key": key, "seed": seed})
 
 
-def token_line(token: int | None, text: str) -> bytes:
+def token_line(token: int | None, text: str, draws: int = 1) -> bytes:
     """What a step adds; a token of None stands for the text of several."""
-    return _line([token, text])
+    return _line([token, text] if draws == 1 else [token, text, draws])
 
 
 def parse(data: bytes) -> Progress:
@@ -55,27 +61,41 @@ def parse(data: bytes) -> Progress:
         return Progress()
     tokens: list[int] = []
     ends: list[int] = []
+    draws: list[int] = []
     texts: list[str] = []
     resumable = isinstance(key, str)
     end = head = len(first) + 1
     for line in lines:
         end += len(line) + 1
-        entry = _load(line)
-        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[1], str):
+        entry = _entry(line)
+        if entry is None:
             break
-        token, text = entry
+        token, text, drawn = entry
         texts.append(text)
-        if type(token) is int and token >= 0:
-            tokens.append(token)
-            ends.append(end)
-        elif token is None:
+        if token is None:
             resumable = False
         else:
-            texts.pop()
-            break
+            tokens.append(token)
+            ends.append(end)
+            draws.append(drawn)
     if not resumable:
         return Progress(None, 0, (), "".join(texts), head)
-    return Progress(str(key), seed, tuple(tokens), "".join(texts), head, tuple(ends))
+    return Progress(str(key), seed, tuple(tokens), "".join(texts), head, tuple(ends), tuple(draws))
+
+
+def _entry(line: bytes) -> tuple[int | None, str, int] | None:
+    """A line's token, text and draws; None if it is no such line."""
+    entry = _load(line)
+    if not isinstance(entry, list) or len(entry) not in (2, 3) or not isinstance(entry[1], str):
+        return None
+    token, text, draws = entry if len(entry) == 3 else (*entry, 1)
+    if not _is_count(draws) or draws > MAX_DRAWS or not (token is None or _is_count(token)):
+        return None
+    return token, text, draws
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _line(content: object) -> bytes:

@@ -47,8 +47,12 @@ from nrvna.job import Job, JobState, Receipt, check_id, is_generated_id, new_id,
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
 MAX_CONTEXT_BYTES = 1024 * 1024
+# Of job.json, in which earlier messages and documents stand.
+MAX_ABOUT_BYTES = 16 * 1024 * 1024
 # Where a daemon keeps an answer that grows.
 PROGRESS = "progress.jsonl"
+# What may stand beside an answer: the thought that led to it; the vector that it shows, as numpy reads it.
+REASONING, VECTOR = "reasoning.txt", "result.npy"
 # An id is not dated further ahead than this to keep the queue in order: then the clock was wrong before, not now.
 _MAX_AHEAD_US = 24 * 3600 * 1_000_000
 _STALE_STAGING_S = 3600
@@ -129,32 +133,51 @@ class Workspace:
 
     # Submitting.
 
-    def submit(self, prompt: str | bytes, settings: dict[str, Any] | None = None, model: str | None = None) -> str:
+    def submit(
+        self,
+        prompt: str | bytes,
+        settings: dict[str, Any] | None = None,
+        model: str | None = None,
+        task: dict[str, Any] | None = None,
+    ) -> str:
         """Queue a prompt and return its id. When this returns, the job survives a crash of the machine.
 
         ``settings`` are fields of Sampling that the job has otherwise than the daemon; the daemon checks them.
-        ``model`` leaves the job to a daemon whose model file has that name. Raises JobError for a prompt that can
-        never run, WorkspaceError if it cannot be written, SubmitError if it may have been written nevertheless.
+        ``model`` leaves the job to a daemon whose model file has that name, ``task`` is what :class:`nrvna.task.Task`
+        reads. Raises JobError for a prompt that can never run, WorkspaceError if it cannot be written, SubmitError if
+        it may have been written nevertheless.
         """
-        [job_id] = self.submit_all([prompt], settings, model)
+        [job_id] = self.submit_all([prompt], settings, model, task)
         return job_id
 
     def submit_all(
-        self, prompts: Iterable[str | bytes], settings: dict[str, Any] | None = None, model: str | None = None
+        self,
+        prompts: Iterable[str | bytes],
+        settings: dict[str, Any] | list[dict[str, Any]] | None = None,
+        model: str | None = None,
+        task: dict[str, Any] | None = None,
     ) -> list[str]:
         """Queue several prompts, in this order, with one wait for the disk; some hundreds at once are quickest.
+
+        ``settings`` may be a list with those of each prompt.
 
         Raises as :meth:`submit`; after a JobError none is queued, a SubmitError says which are.
         """
         checked = [check_prompt(prompt if isinstance(prompt, bytes) else encode_prompt(prompt)) for prompt in prompts]
-        about: dict[str, Any] = {"queued": timestamp(time.time()), "nrvna": __version__, "settings": settings or {}}
+        each = settings if isinstance(settings, list) else [settings or {}] * len(checked)
+        about: dict[str, Any] = {"queued": timestamp(time.time()), "nrvna": __version__}
         if model is not None:
             about["model"] = model
+        if task:
+            about["task"] = task
+        size = len(as_json(about)) + max((len(as_json(own)) for own in each), default=0)
+        if size > MAX_ABOUT_BYTES:
+            raise JobError(f"what is asked beside the prompt has {size} bytes: {MAX_ABOUT_BYTES} are allowed")
         staged: list[str] = []
         try:
             with self.explained("queue a job in"):
-                for data in checked:
-                    staged.append(self._stage(data, as_json(about)))  # noqa: PERF401 - as in _commit
+                for data, own in zip(checked, each, strict=True):
+                    staged.append(self._stage(data, as_json({**about, "settings": own})))
                 sync_tree([self._staging(job_id) for job_id in staged])
         except BaseException:
             self._discard(staged)
@@ -315,6 +338,10 @@ class Workspace:
         from nrvna.progress import parse
 
         return parse(read_bytes(join(job.directory, PROGRESS))).text
+
+    def reasoning(self, job: Job) -> str:
+        """The thought that led to a finished job's answer; empty where there was none."""
+        return read_text(join(job.directory, REASONING))
 
     def is_intact(self, job: Job, receipt: Receipt) -> bool:
         """Whether a done job's answer is, byte by byte, the one that its receipt was written for."""

@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from typing import Any, NamedTuple
 
-from nrvna.errors import JobError, SubmitError, WorkspaceError
+from nrvna.errors import JobError, SettingError, SubmitError, WorkspaceError
 from nrvna.terminal import abandon_stdout, open_streams
 from nrvna.workspace import MAX_PROMPT_BYTES, Workspace, check_prompt
 
@@ -23,6 +24,8 @@ examples:
   git diff | wrk ~/work "Review this:" -       the words, then standard input
   wrk ~/work < prompt.txt                      standard input alone
   wrk ~/work "Translate:" --lines words.txt    a job for each line, the words before it
+  wrk ~/work "Good news?" --choices yes,no     one of these, with probabilities
+  wrk ~/work "Say hi." --temp 0 --stop .       settings of this job's own
   id=$(wrk ~/work "Name a prime."); flw -w ~/work $id
   wrk --init ~/work                            make a workspace without starting a daemon
 
@@ -31,6 +34,8 @@ exit codes: 0 queued, 1 the workspace could not be written, 2 usage, or a prompt
 
 # Jobs that wait for the disk together: many, so that it is asked seldom; few, so that a pipe's ids come steadily.
 GROUP = 200
+# With these alone, nothing is asked but an answer to the prompt.
+_PLAIN_OPTIONS = ("-", "--", "--lines", "--model", "--init")
 _GROUP_BYTES = 16 * 1024 * 1024
 _SHOW_AFTER_S = 2.0
 
@@ -85,8 +90,36 @@ def grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:
         yield group
 
 
+class Order(NamedTuple):
+    """What is asked of every prompt of a call: ``settings`` for each of its copies, a model, a task."""
+
+    settings: list[dict[str, Any]]
+    model: str | None
+    task: dict[str, Any]
+
+    def submit(self, workspace: Workspace, prompts: list[bytes]) -> list[str]:
+        """Queue the prompts, copies of one behind each other. Raises as Workspace.submit_all."""
+        copies = [prompt for prompt in prompts for _ in self.settings]
+        return workspace.submit_all(copies, self.settings * len(prompts), self.model, self.task)
+
+
+def read_order(options: argparse.Namespace, *, asks: bool) -> Order:
+    """Raises SettingError, JobError or OSError for what cannot be asked."""
+    if not asks:
+        return Order([{}], options.model, {})
+    from nrvna import ask
+
+    settings = ask.settings_of(options)
+    seed = settings.get("seed")
+    copies = [
+        {**settings, "seed": (seed + number) % (ask.MAX_SEED + 1)} if seed is not None else settings
+        for number in range(ask.copies_of(options))
+    ]
+    return Order(copies, options.model, ask.task_of(options))
+
+
 def queue_lines(
-    workspace: Workspace, words: list[str], groups: Iterable[list[tuple[int, bytes]]], model: str | None
+    workspace: Workspace, words: list[str], groups: Iterable[list[tuple[int, bytes]]], order: Order
 ) -> int:
     """``wrk --lines``: a job for each line, and its id as soon as it is safe; 2 if some cannot run.
 
@@ -103,7 +136,7 @@ def queue_lines(
                 refused += 1
                 print(f"wrk: line {number}: {error}", file=sys.stderr)
         try:
-            queued = workspace.submit_all(prompts, model=model)
+            queued = order.submit(workspace, prompts)
         except SubmitError as error:
             print_ids(error.queued)
             raise
@@ -134,6 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     open_streams()
     parser = argparse.ArgumentParser(
         prog="wrk",
+        usage="wrk [options] WORKSPACE [PROMPT ...]",
         description="Queue prompts in a workspace and print the jobs' ids. A daemon (nrvnad) answers them.",
         epilog=EPILOG,
         # With a width given, argparse does not import shutil to ask the terminal for its own.
@@ -144,10 +178,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lines", metavar="FILE", help="a job for each line of FILE, - for standard input")
     parser.add_argument("--model", metavar="NAME", help="leave it to a daemon whose model file has this name")
     parser.add_argument("--init", action="store_true", help="make the workspace first if it does not exist")
-    options = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    asks = any(word.startswith("-") and word.split("=")[0] not in _PLAIN_OPTIONS for word in given)
+    if asks:
+        # Imported here: it takes longer than all the rest of what most calls do.
+        from nrvna.ask import add_options
+
+        add_options(parser)
+    options = parser.parse_args(given)
     words: list[str] = options.prompt
     workspace = Workspace(options.workspace)
     queued: list[str] = []
+    try:
+        order = read_order(options, asks=asks)
+    except (SettingError, JobError) as error:
+        parser.exit(2, f"wrk: {error}\n")
+    except OSError as error:
+        parser.exit(2, f"wrk: cannot read {error.filename}: {error.strerror}\n")
     try:
         if options.init:
             workspace.create()
@@ -158,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         except WorkspaceError as error:
             parser.exit(2, f"wrk: {error}\n")
         if options.lines is not None:
-            return queue_lines(workspace, words, grouped_lines(_open_lines(parser, options.lines)), options.model)
+            return queue_lines(workspace, words, grouped_lines(_open_lines(parser, options.lines)), order)
         piped = None
         if words[-1:] == ["-"] or (not words and not sys.stdin.isatty()):
             words = words[:-1]
@@ -168,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
         elif pipe_is_waiting():
             # In a shell's loop it is the loop's: it is left alone, but not without a word.
             print("wrk: standard input is not part of this prompt; a last - would put it there", file=sys.stderr)
-        queued.append(workspace.submit(compose_prompt(words, piped), model=options.model))
+        queued = order.submit(workspace, [check_prompt(compose_prompt(words, piped))])
         print_ids(queued)
     except JobError as error:
         parser.exit(2, f"wrk: {error}\n")

@@ -7,9 +7,11 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fetch_embedder
 import pytest
 from fetch_model import model_path
 from hypothesis import settings
+from make_models import LAST, RANK, make_bert, make_decoder
 from processes import DaemonProcess
 
 from nrvna.config import llama_dir
@@ -57,6 +59,32 @@ def model_file() -> Path:
 @pytest.fixture(scope="session")
 def model(model_file: Path) -> Model:
     return Model(model_file)
+
+
+@pytest.fixture(scope="session")
+def embedder_file(model_file: Path) -> Path:
+    """all-MiniLM-L6-v2, a real embedding model. ``./scripts/test`` provides it."""
+    assert model_file
+    path = fetch_embedder.model_path()
+    assert path.exists(), "run ./scripts/test once: it fetches the embedding model"
+    return path
+
+
+@pytest.fixture(scope="session")
+def embedding_model(embedder_file: Path) -> Model:
+    return Model(embedder_file)
+
+
+@pytest.fixture(scope="session")
+def tiny_models(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models with random weights: rerankers of both kinds, and an embedder that began as a decoder."""
+    assert model_file
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "reranker": make_bert(folder / "reranker.gguf", pooling=RANK),
+        "decoding reranker": make_decoder(folder / "decoding-reranker.gguf", pooling=RANK),
+        "decoding embedder": make_decoder(folder / "decoding-embedder.gguf", pooling=LAST),
+    }
 
 
 @pytest.fixture(scope="session")

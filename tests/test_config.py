@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import ast
+import json
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrvna.config import SETTINGS, Config, Sampling, Setting, from_environment, markdown_table
+from nrvna.config import (
+    DEFAULT_SAMPLERS,
+    SETTINGS,
+    Config,
+    Sampling,
+    Setting,
+    from_environment,
+    markdown_table,
+    of_job,
+)
 from nrvna.errors import SettingError
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +47,7 @@ def test_an_empty_variable_is_an_unset_one() -> None:
 
 
 @pytest.mark.parametrize("setting", NUMBERS, ids=lambda setting: setting.variable)
-@pytest.mark.parametrize("text", ["hot", "nan", "inf", "-1", "1e400", "0x10", "1 2", "１２ｘ"])
+@pytest.mark.parametrize("text", ["hot", "nan", "inf", "-1000000", "1e400", "0x10", "1 2", "１２ｘ"])
 def test_a_value_that_is_no_number_in_range_is_refused_by_name(setting: Setting, text: str) -> None:
     with pytest.raises(SettingError) as caught:
         from_environment(environ={setting.variable: text})
@@ -55,7 +67,7 @@ def test_both_ends_of_a_range_are_allowed_and_nothing_beyond(setting: Setting) -
 
 @pytest.mark.parametrize("setting", [s for s in SETTINGS if s.choices], ids=lambda setting: setting.variable)
 def test_a_choice_that_is_not_offered_is_refused(setting: Setting) -> None:
-    with pytest.raises(SettingError, match="error, warn, info, debug"):
+    with pytest.raises(SettingError, match=", ".join(setting.choices)):
         from_environment(environ={setting.variable: "loud"})
 
 
@@ -74,8 +86,133 @@ def test_a_config_survives_the_way_to_the_engine() -> None:
     assert Config.from_dict(config.to_dict()) == config
 
 
-def test_the_readme_shows_the_table_of_settings() -> None:
-    assert markdown_table() in (ROOT / "README.md").read_text()
+def test_every_field_of_the_sampling_is_a_setting() -> None:
+    assert {field.name for field in fields(Sampling)} == {setting.field for setting in SETTINGS if setting.of_job}
+    assert from_environment(environ={}).sampling == Sampling()
+
+
+SAMPLING = Sampling(
+    samplers=("top_k", "temperature"),
+    logit_bias=((5, -1.5), (" Hello", False)),
+    dry_sequence_breakers=("\n", "|"),
+    ignore_eos=True,
+)
+
+
+def test_a_sampling_survives_json_and_can_still_be_told_from_others() -> None:
+    returned = Sampling(**json.loads(json.dumps(asdict(SAMPLING))))
+    assert returned == SAMPLING
+    assert {SAMPLING: "found"}[returned] == "found"
+    config = Config(sampling=SAMPLING)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ("top_k;temperature", ("top_k", "temperature")),
+        ("Top-K, temp, typ ,nucleus", ("top_k", "temperature", "typ_p", "top_p")),
+        ("minp;top-n-sigma;dry", ("min_p", "top_n_sigma", "dry")),
+        ('["xtc", "adaptive_p"]', ("xtc", "adaptive_p")),
+        ("[]", ()),
+        (";".join(DEFAULT_SAMPLERS), DEFAULT_SAMPLERS),
+    ],
+)
+def test_samplers_are_named_as_llama_cpp_lets_them_be(text: str, order: tuple[str, ...]) -> None:
+    assert from_environment(environ={"NRVNA_SAMPLERS": text}).sampling.samplers == order
+
+
+@pytest.mark.parametrize(
+    ("text", "biases"),
+    [
+        ('{"15043": -2, " Hello": false}', ((15043, -2.0), (" Hello", False))),
+        ('[[15043, 1.5], ["15043", 1]]', ((15043, 1.5), ("15043", 1.0))),
+        ('{"5": 0, "6": 0.0}', ()),
+        ("{}", ()),
+    ],
+)
+def test_biases_are_written_as_llama_server_takes_them(text: str, biases: object) -> None:
+    assert from_environment({"logit_bias": text}, {}).sampling.logit_bias == biases
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("samplers", "top_k;best"),
+        ("samplers", "top_k;"),
+        ("samplers", "[1]"),
+        ("samplers", "[" * 100_000),
+        ("logit_bias", "15043"),
+        ("logit_bias", '{"5": true}'),
+        ("logit_bias", '{"5": "high"}'),
+        ("logit_bias", '{"5": NaN}'),
+        ("logit_bias", '{"5": 1001}'),
+        ("logit_bias", '{"": 1}'),
+        ("logit_bias", "[[-1, 1]]"),
+        ("logit_bias", "[[true, 1]]"),
+        ("logit_bias", "[[5, 1, 2]]"),
+        ("dry_sequence_breakers", "\\n"),
+        ("dry_sequence_breakers", '["a", 1]'),
+        ("dry_sequence_breakers", '[""]'),
+        ("dry_sequence_breakers", '"a"'),
+        ("ignore_eos", "yes"),
+    ],
+)
+def test_what_is_no_list_of_the_right_things_is_refused_by_name(field: str, text: str) -> None:
+    [setting] = [setting for setting in SETTINGS if setting.field == field]
+    with pytest.raises(SettingError) as caught:
+        from_environment({field: text}, {})
+    message = str(caught.value)
+    assert setting.option in message
+    assert message.endswith(setting.range)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"top_k": 7, "temp": 0}, Sampling(top_k=7, temp=0)),
+        ({"top_k": "7"}, Sampling(top_k=7)),
+        ({"samplers": ["top_k", "temp"]}, Sampling(samplers=("top_k", "temperature"))),
+        ({"samplers": "top_k;temp"}, Sampling(samplers=("top_k", "temperature"))),
+        ({"logit_bias": {"5": -1, "x": False}}, Sampling(logit_bias=((5, -1.0), ("x", False)))),
+        ({"logit_bias": [[5, -1]]}, Sampling(logit_bias=((5, -1.0),))),
+        ({"dry_sequence_breakers": ["\n", "ä"]}, Sampling(dry_sequence_breakers=("\n", "ä"))),
+        ({"ignore_eos": True}, Sampling(ignore_eos=True)),
+        ({"ignore_eos": 1}, Sampling(ignore_eos=True)),
+    ],
+    ids=str,
+)
+def test_a_jobs_settings_are_values_of_json(settings: dict[str, Any], expected: Sampling) -> None:
+    assert of_job(Sampling(), settings) == expected
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_k": True}, {"temp": None}, {"samplers": 5}, {"logit_bias": "x"}, {"heat": 1}], ids=str
+)
+def test_a_jobs_setting_that_cannot_be_is_refused_by_name_in_one_line(settings: dict[str, Any]) -> None:
+    [name] = settings
+    with pytest.raises(SettingError, match=f"^the job's (setting )?{name} .*$"):
+        of_job(Sampling(), settings)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "is_greedy"),
+    [
+        (Sampling(temp=0), True),
+        (Sampling(), False),
+        (Sampling(temp=0, samplers=("top_k",)), False),
+        (Sampling(temp=0, dynatemp_range=0.5), False),
+        (Sampling(temp=0, xtc_probability=0.5), False),
+        (Sampling(temp=0, mirostat=1), False),
+    ],
+)
+def test_only_where_chance_has_no_part_another_seed_gives_the_same(sampling: Sampling, is_greedy: bool) -> None:
+    assert sampling.is_greedy == sampling.is_repeatable == is_greedy
+
+
+def test_readme_and_docs_show_the_tables_of_settings() -> None:
+    assert markdown_table(everything=False) in (ROOT / "README.md").read_text()
+    assert markdown_table(everything=True) in (ROOT / "docs" / "settings.md").read_text()
 
 
 def test_nothing_but_config_reads_the_environment() -> None:
@@ -86,3 +223,19 @@ def test_nothing_but_config_reads_the_environment() -> None:
             if name in ("environ", "getenv", "environb"):
                 readers.append(path.name)
     assert set(readers) == {"config.py"}
+
+
+@pytest.mark.parametrize(
+    ("text", "stops"), [("\n\n", ("\n\n",)), ('["END", "\\n"]', ("END", "\n")), (" x ", (" x ",)), ("[", None)]
+)
+def test_a_stop_string_stands_as_it_is_and_several_as_a_json_list(text: str, stops: tuple[str, ...] | None) -> None:
+    if stops is None:
+        with pytest.raises(SettingError, match="must be a text, or a JSON list of texts"):
+            of_job(Sampling(), {"stop": text})
+    else:
+        assert of_job(Sampling(), {"stop": text}).stop == stops
+
+
+def test_the_settings_of_a_job_come_back_from_json_as_they_were() -> None:
+    sampling = Sampling(stop=("a", "b"), logit_bias=((5, False), ("maybe", -2.0)), samplers=("top_k", "temperature"))
+    assert Sampling(**json.loads(json.dumps(asdict(sampling)))) == sampling

@@ -90,7 +90,7 @@ def test_bad_jobs_fail_with_their_reason_and_the_daemon_goes_on(
     assert "NUL byte at position 1" in wait_for(workspace, "nul", JobState.FAILED)
     assert "not UTF-8" in wait_for(workspace, "latin1", JobState.FAILED)
     reason = wait_for(workspace, too_long, JobState.FAILED)
-    assert "tokens, but the context holds 512" in reason
+    assert "tokens, but 511 fit beside the answer" in reason
     assert wait_for(workspace, "good", JobState.DONE)
     assert "Traceback" not in daemon.log
     for job in workspace.jobs():
@@ -287,3 +287,23 @@ def test_niceness_is_the_engines_alone(start_daemon: StartDaemon, workspace: Wor
     daemon = start_daemon(workspace.path, "--nice", "7", "--parallel", "1", "--ctx", "256")
     assert os.getpriority(os.PRIO_PROCESS, daemon.engine_pid()) == 7
     assert os.getpriority(os.PRIO_PROCESS, daemon.process.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_check_says_what_a_model_made_for_vectors_is_good_for(embedder_file: Path) -> None:
+    done = command("daemon", "--check", embedder_file)
+    assert done.returncode == 0
+    assert "384 numbers, pooled by mean" in done.stdout
+    assert "will work for vectors alone: queue with `wrk --embed`" in done.stdout
+
+
+@pytest.mark.parametrize("template", ["{{ bad", None])
+def test_a_template_that_was_asked_for_and_cannot_be_used_ends_the_start(
+    model_file: Path, workspace: Workspace, tmp_path: Path, template: str | None
+) -> None:
+    path = tmp_path / "template.jinja"
+    if template is not None:
+        path.write_text(template)
+    done = command("daemon", "--chat-template", path, model_file, workspace.path)
+    assert done.returncode == 1
+    assert str(path) in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -213,13 +213,13 @@ class Toy:
             if len(work.tokens) == length_of(work.prompt):
                 done.append(work)
             elif token is not None:
-                new |= {job_id: [token, text_of(token)] for job_id in work.ids}
+                new |= {job_id: [token, text_of(token), 1] for job_id in work.ids}
         self._running = [work for work in self._running if work not in done]
         self._send({"new": new})
         for work in done:
             for job_id in work.ids:
                 receipt = work.receipt(job_id, self._model)
-                self._send({"done": job_id, "answer": work.answer, "receipt": receipt})
+                self._send({"done": job_id, "answer": work.answer, "receipt": receipt, "beside": {}})
 
     def _break_if_told(self, work: Work, neighbours: int) -> None:
         if len(work.tokens) < _FAULT_AT:

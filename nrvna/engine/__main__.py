@@ -14,11 +14,15 @@ from typing import Any
 
 from nrvna.config import LOG_LEVELS, Config, Sampling
 from nrvna.engine.check import check_model
-from nrvna.engine.engine import Engine, Event, Request
-from nrvna.engine.protocol import Ready, Unpacker, pack
+from nrvna.engine.encoder import Encoder
+from nrvna.engine.engine import Engine, Event
+from nrvna.engine.protocol import Ready, Unpacker, pack, pack_files
 from nrvna.engine.runner import Runner
 from nrvna.engine.tally import Tally
-from nrvna.errors import JobError, NrvnaError, TemplateError, TokenizeError
+from nrvna.engine.vectors import Vectors
+from nrvna.engine.work import Request
+from nrvna.errors import EncoderError, JobError, NrvnaError, TemplateError, TokenizeError
+from nrvna.task import ANSWER, EMBED, RERANK, Task
 
 log = logging.getLogger("nrvna.engine")
 
@@ -28,6 +32,9 @@ _PR_SET_PDEATHSIG = 1
 _GO_PATIENCE_S = 0.002
 # Steps of a pile after which it is said where their time went.
 _WORTH_A_WORD = 100
+
+# By the kind of job that each answers; some answer several.
+Engines = dict[str, Engine | Vectors]
 
 
 class Channel:
@@ -69,75 +76,97 @@ def serve(channel: Channel) -> int:
     _configure_logging(config)
     os.nice(config.nice)
     try:
-        runner = Runner(path, config, progress=lambda fraction: channel.send({"loading": round(fraction, 3)}))
-        engine = Engine(runner, first["model"], gated=True)
+        engines, ready = _open_engines(path, config, first["model"], channel)
     except (NrvnaError, OSError, MemoryError) as error:
         channel.send({"fatal": str(error)})
         return 1
-    shape = runner.shape
-    ready = Ready(
-        description=f"{runner.model.metadata.get('general.name', path.stem)}, {runner.model.quantization}",
-        backend=runner.build.backend,
-        parallel=shape.parallel,
-        context=shape.context,
-        threads=shape.threads,
-    )
     channel.send({"ready": ready.to_dict()})
     while True:
-        _answer_pile(engine, channel)
+        _answer_pile(engines, channel)
 
 
-def _answer_pile(engine: Engine, channel: Channel) -> None:
+def _open_engines(path: Path, config: Config, model: dict[str, Any], channel: Channel) -> tuple[Engines, Ready]:
+    """What answers each kind of job with this model. Raises what Runner raises."""
+
+    def report(fraction: float) -> None:
+        channel.send({"loading": round(fraction, 3)})
+
+    try:
+        runner = Runner(path, config, report)
+    except EncoderError:
+        encoder = Encoder(path, config, report)
+        vectors = Vectors(encoder.embedder, {"model": model, "llama_cpp": encoder.build.commit}, gated=True)
+        return {EMBED: vectors, RERANK: vectors}, encoder.ready()
+    vectors = Vectors(runner.embedder, {"model": model, "llama_cpp": runner.build.commit}, gated=True)
+    return {ANSWER: Engine(runner, model, gated=True), EMBED: vectors, RERANK: vectors}, runner.ready()
+
+
+def _answer_pile(engines: Engines, channel: Channel) -> None:
     """Answer jobs from the first that comes until none is left."""
     message = channel.next(None)
+    different = list(dict.fromkeys(engines.values()))
     # The first jobs of a pile come one by one, and are done sooner if they begin together.
     while message:
-        _hear(engine, channel, message)
-        message = channel.next(engine.patience_s)
-    engine.tally = Tally()
-    while not engine.is_idle:
-        wait_s = None if engine.is_held_up else 0
+        _hear(engines, channel, message)
+        message = channel.next(max(engine.patience_s for engine in different))
+    for engine in different:
+        engine.tally = Tally()
+    while busy := [engine for engine in different if not engine.is_idle]:
+        wait_s = None if all(engine.is_held_up for engine in busy) else 0
         while message := channel.next(wait_s):
-            _hear(engine, channel, message)
+            _hear(engines, channel, message)
             wait_s = 0
-        if begun := engine.start():
+        begun = {job_id: start for engine in different for job_id, start in engine.start().items()}
+        if begun:
             channel.send({"starts": {job_id: start._asdict() for job_id, start in begun.items()}})
             # Their go is mostly there before they would miss a step.
             if message := channel.next(_GO_PATIENCE_S):
-                _hear(engine, channel, message)
-        if engine.is_held_up:
-            continue
-        events = engine.step()
-        with engine.tally.timed("emit"):
-            _emit(channel, events)
-    # A few jobs on their own are no measure of anything, and suspects run alone by the dozen.
-    level = logging.INFO if engine.tally.steps >= _WORTH_A_WORD else logging.DEBUG
-    log.log(level, "nothing left: %s", engine.tally)
+                _hear(engines, channel, message)
+        for engine in different:
+            if engine.is_idle or engine.is_held_up:
+                continue
+            events = engine.step()
+            with engine.tally.timed("emit"):
+                _emit(channel, events)
+    for engine in different:
+        # A few jobs on their own are no measure of anything, and suspects run alone by the dozen.
+        level = logging.INFO if engine.tally.steps >= _WORTH_A_WORD else logging.DEBUG
+        log.log(level, "nothing left: %s", engine.tally)
+        if isinstance(engine, Vectors) and ANSWER in engines:
+            # The answers may need it.
+            engine.rest()
 
 
 def _emit(channel: Channel, events: list[Event]) -> None:
-    channel.send({"new": {event.id: (event.token, event.text) for event in events if event.receipt is None}})
+    unfinished = (event for event in events if event.receipt is None)
+    channel.send({"new": {event.id: (event.token, event.text, event.draws) for event in unfinished}})
     for event in events:
         if event.receipt is not None:
-            channel.send({"done": event.id, "answer": event.answer, "receipt": event.receipt._asdict()})
+            done = {"done": event.id, "answer": event.answer, "receipt": event.receipt._asdict()}
+            channel.send({**done, "beside": pack_files(event.beside)})
 
 
-def _hear(engine: Engine, channel: Channel, message: dict[str, Any]) -> None:
+def _hear(engines: Engines, channel: Channel, message: dict[str, Any]) -> None:
     match message:
         case {"add": request}:
-            _add(engine, channel, request)
+            _add(engines, channel, request)
         case {"go": ids}:
-            engine.go(ids)
+            for engine in dict.fromkeys(engines.values()):
+                engine.go(ids)
         case {"drop": job_id}:
-            engine.drop(job_id)
+            for engine in dict.fromkeys(engines.values()):
+                engine.drop(job_id)
 
 
-def _add(engine: Engine, channel: Channel, request: dict[str, Any]) -> None:
+def _add(engines: Engines, channel: Channel, request: dict[str, Any]) -> None:
     job_id = request["id"]
     # Templates and tokenisers run on the user's text: if one of them kills the process, the daemon knows at what.
     channel.send({"reads": job_id})
     try:
-        joined = engine.add(Request(**{**request, "sampling": Sampling(**request["sampling"])}))
+        sampling, task = Sampling(**request["sampling"]), Task.from_dict(request["task"])
+        if task.kind not in engines:
+            raise JobError("this model continues no text, it makes vectors: ask for one with `wrk --embed`")
+        joined = engines[task.kind].add(Request(**{**request, "sampling": sampling, "task": task}))
     except (JobError, TemplateError, TokenizeError) as error:
         channel.send({"refused": job_id, "reason": str(error)})
         return

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from nrvna.config import Config
+from nrvna.engine.chain import recommendation
 from nrvna.engine.machine import available_memory
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.shape import choose_shape
-from nrvna.errors import NrvnaError
+from nrvna.errors import NrvnaError, TemplateError
 from nrvna.llama import Model, load_library
 
 _TEMPLATES = {
     "model": "yes, the model's own",
+    "override": "yes, the one asked for",
     "llama.cpp": "yes, of a family that llama.cpp knows",
     "none": "no: prompts go to it as plain text, as suits a base model",
 }
@@ -23,11 +25,24 @@ _OVERHEAD_BYTES = 300_000_000
 def check_model(path: Path, config: Config) -> int:
     """Print what there is to know and a verdict. Returns 0 if the model will work, 1 if not."""
     try:
-        library = load_library(Path(config.llama_dir) if config.llama_dir else None)
+        load_library(Path(config.llama_dir) if config.llama_dir else None)
         model = Model(path, vocab_only=True)
     except NrvnaError as error:
         print(f"verdict       will not work: {error}")
         return 1
+    try:
+        rows, problem = _judge(model, path, config)
+    except TemplateError as error:
+        print(f"verdict       will not work: {error}")
+        return 1
+    for name, value in rows.items():
+        print(f"{name:<13} {value}")
+    return 1 if problem else 0
+
+
+def _judge(model: Model, path: Path, config: Config) -> tuple[dict[str, str], str | None]:
+    """What there is to say, by name, and why it will not work, if so."""
+    library = load_library()
     with model:
         weights = path.stat().st_size
         shape = choose_shape(model, weights, config)
@@ -41,19 +56,45 @@ def check_model(path: Path, config: Config) -> int:
             "architecture": model.architecture,
             "quantization": model.quantization,
             "context": f"{model.n_ctx_train} tokens trained, {shape.context} for each job here",
-            "template": _TEMPLATES[PromptEncoder(model).source],
+            **(_prompts(model, config) if model.is_generative else _vectors(model)),
             "runs on": ", ".join(gpu.description for gpu in gpus) or f"CPU, {shape.threads} threads",
             "memory": f"about {_size(needed)} needed for {shape.parallel} jobs at a time, {_size(there)} free",
         }
         problem = None
-        if not model.is_generative:
-            problem = "it is an encoder: it does not continue a text"
-        elif needed > there:
+        if needed > there:
             problem = "it does not fit: take a smaller one or a lower NRVNA_CTX or NRVNA_PARALLEL"
-        rows["verdict"] = f"will not work: {problem}" if problem else "will work"
-    for name, value in rows.items():
-        print(f"{name:<13} {value}")
-    return 1 if problem else 0
+        works = "will work" if model.is_generative else "will work for vectors alone: queue with `wrk --embed`"
+        if model.pooling == "rank":
+            works = "will work for ranking alone: queue with `wrk --rerank FILE`"
+        rows["verdict"] = f"will not work: {problem}" if problem else works
+    return rows, problem
+
+
+def _prompts(model: Model, config: Config) -> dict[str, str]:
+    """What becomes of prompts. Raises TemplateError for a template that was asked for and does not run."""
+    prompts = PromptEncoder(model, config.chat_template)
+    marks = prompts.reasoning
+    rows = {"template": _template(prompts)}
+    if marks:
+        rows["thoughts"] = f"between {marks.start} and {marks.end}"
+    if advice := recommendation(model, config.sampling):
+        rows["sampling"] = f"the authors recommend {advice}"
+    return rows
+
+
+def _vectors(model: Model) -> dict[str, str]:
+    # llama.cpp knows the length only with the weights loaded.
+    length = model.metadata.get(f"{model.architecture}.embedding_length", "unknown many")
+    return {"vectors": f"{length} numbers, pooled by {model.pooling or 'mean'}"}
+
+
+def _template(prompts: PromptEncoder) -> str:
+    said = [_TEMPLATES[prompts.source]]
+    if prompts.reason and prompts.source != "none":
+        said.append(prompts.reason)
+    if prompts.folds_system:
+        said.append("it takes no system message, which goes at the head of the prompt")
+    return "; ".join(said)
 
 
 def _size(count: int) -> str:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import codecs
+import json
 import logging
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from nrvna import __version__
-from nrvna.config import MAX_SEED, Sampling
+from nrvna.config import MAX_SEED
+from nrvna.engine.answer import Answer
+from nrvna.engine.choices import ChoiceTree
 from nrvna.engine.layout import BATCH_TOKENS
-from nrvna.engine.resume import key_of, read_attempt, usable_head
-from nrvna.engine.runner import Runner
+from nrvna.engine.prompt import Conversation, Encoded
+from nrvna.engine.resume import Attempt, key_of, read_attempt, usable_head
+from nrvna.engine.runner import Runner, Sampled
 from nrvna.engine.scheduler import Chunk, Move, Scheduler
 from nrvna.engine.sequence import Sequence
 from nrvna.engine.tally import Tally
-from nrvna.errors import ContextError, NoSlotError
+from nrvna.engine.work import AnswerWork, ChoiceWork, Request, Work
+from nrvna.errors import ContextError, JobError, NoSlotError
+from nrvna.grammar.schema import schema_to_gbnf
 from nrvna.job import Receipt, timestamp
 
 log = logging.getLogger("nrvna.engine")
@@ -31,22 +37,7 @@ _WORTH_A_CHANGE = 4
 # of what a small model needs on a CPU. Those that begin together share more, and the cache is divided once.
 _PATIENCE_PER_TOKEN_S = 0.0002
 _LEAST_PATIENCE_S, _MOST_PATIENCE_S = 0.01, 0.2
-
-
-@dataclass(frozen=True)
-class Request:
-    """A prompt to answer, with an optional system message; ``queued`` goes into the receipt as it is.
-
-    ``resume`` is what is on record of an attempt that was interrupted, ``{"key", "seed", "tokens"}`` with what
-    :class:`Start` and the events told. It need not be right: what does not fit is not used.
-    """
-
-    id: str
-    prompt: str
-    queued: str
-    system: str | None
-    sampling: Sampling
-    resume: object = None
+_NOTHING_BESIDE: Mapping[str, bytes] = {}
 
 
 class Start(NamedTuple):
@@ -62,16 +53,19 @@ class Start(NamedTuple):
 
 
 class Event(NamedTuple):
-    """What a step did for one request: the token it sampled, and the new text of its answer, often none.
+    """What a step did for one request: the token it sampled, with so many draws, and the new text, often none.
 
-    Once it is finished, ``answer`` is all of it and ``receipt`` is set.
+    Once it is finished, ``answer`` is all of it, ``receipt`` is set and ``beside`` holds files to stand beside it. A
+    receipt with an error is of a request that failed in its own way.
     """
 
     id: str
-    token: int
-    text: str
+    token: int = 0
+    text: str = ""
+    draws: int = 1
     answer: str = ""
     receipt: Receipt | None = None
+    beside: Mapping[str, bytes] = _NOTHING_BESIDE
 
 
 @dataclass(frozen=True)
@@ -80,33 +74,6 @@ class Joined:
 
     leader: str
     text: str
-
-
-class _Work:
-    """A prompt on its way: its sequence, the requests that it answers, and what their receipts need."""
-
-    def __init__(self, request: Request, sequence: Sequence) -> None:
-        asked = request.sampling
-        self.requests = [request]
-        self.sampling = asked
-        self.sequence = sequence
-        # What makes two requests the same; None where a repetition is meant to differ.
-        self.identity = None
-        if asked.is_repeatable:
-            self.identity = (sequence.key, replace(asked, seed=None) if asked.temp == 0 else asked)
-        self.key = ""
-        self.kept = 0
-        self.started = 0.0
-        self.first_token: float | None = None
-        self.pieces: list[str] = []
-        # Characters may span tokens: bytes that end within one wait here for the rest.
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def extend(self, piece: bytes, *, final: bool = False) -> str:
-        """Add the bytes of a token; returns the text that is new with it."""
-        text = self.decoder.decode(piece, final)
-        self.pieces.append(text)
-        return text
 
 
 class Engine:
@@ -136,9 +103,9 @@ class Engine:
             share=runner.shares,
         )
         runner.apply([Move(slot) for slot in range(layout.slots)])
-        self._works: dict[Sequence, _Work] = {}
-        self._known: dict[tuple[bytes, Sampling], _Work] = {}
-        self._awaiting_go: dict[str, Sequence] = {}
+        self._works: dict[Sequence, Work] = {}
+        self._known: dict[object, Work] = {}
+        self._awaiting_go: dict[str, Work] = {}
         self._until_settled = 0
         self.tally = Tally()
 
@@ -156,39 +123,94 @@ class Engine:
 
         Raises JobError or TemplateError if it can never be answered.
         """
-        prompt = self._runner.prompts.encode(request.prompt, request.system, context=self._scheduler.context)
-        work = _Work(request, Sequence(request.id, prompt, request.sampling.predict, cleared=not self._gated))
+        name = request.task.lora
+        if name and name not in self._runner.adapters:
+            offered = ", ".join(self._runner.adapters) or "none"
+            raise JobError(f"no adapter {name!r}: nrvnad was started with {offered}, see NRVNA_LORA")
+        work: Work = self._choice(request) if request.task.choices else self._answer(request)
         if work.identity:
             known = self._known.setdefault(work.identity, work)
             if known is not work:
                 known.requests.append(request)
-                return Joined(known.requests[0].id, "".join(known.pieces))
+                return Joined(known.requests[0].id, known.text_so_far)
         self._resume(work, request.resume)
-        self._scheduler.add(work.sequence)
-        self._works[work.sequence] = work
+        for sequence in work.sequences:
+            self._scheduler.add(sequence)
+            self._works[sequence] = work
         return None
 
-    def _resume(self, work: _Work, record: object) -> None:
+    def _answer(self, request: Request) -> AnswerWork:
+        task, asked = request.task, request.sampling
+        grammar = schema_to_gbnf(json.loads(task.json_schema)) if task.json_schema else task.grammar
+        self._runner.check(asked, grammar)
+        encoded = self._encode(request, answer_tokens=asked.predict)
+        marks = None if task.raw else self._runner.prompts.reasoning
+        thinking = encoded.thinking
+        if grammar and marks and not encoded.thinking and not encoded.thought:
+            # Whether it would think is seen in its first token, which the grammar would rule out.
+            encoded.tokens.extend(self._runner.prompts.tokens_of(marks.start))
+            thinking = True
+        return AnswerWork(
+            request,
+            self._sequence(request, encoded.tokens, asked.predict),
+            encoded.notes,
+            partial(Answer, stops=asked.stop, marks=None if encoded.thought else marks, thinking=thinking),
+            self._piece,
+            grammar=grammar,
+            end_of_thought=tuple(self._runner.prompts.tokens_of(marks.end)) if marks else (),
+        )
+
+    def _choice(self, request: Request) -> ChoiceWork:
+        choices, model = request.task.choices, self._runner.model
+        tree = ChoiceTree([model.tokenize(choice, add_special=False) for choice in choices])
+        encoded = self._encode(request, answer_tokens=1 + max(map(len, tree.branches)))
+        if encoded.thinking:
+            # The choice is read off at once: a thought before it would have to be sampled.
+            assert self._runner.prompts.reasoning
+            encoded.tokens.extend(self._runner.prompts.tokens_of(self._runner.prompts.reasoning.end))
+        sequences = {path: self._sequence(request, [*encoded.tokens, *path], 1) for path in tree.branches}
+        return ChoiceWork(request, sequences, encoded.notes, tree, model.ends)
+
+    def _encode(self, request: Request, *, answer_tokens: int) -> Encoded:
+        """The prompt's tokens. Raises JobError if they leave no room for an answer, which may be short."""
+        context, task = self._scheduler.context, request.task
+        system = "\n\n".join(part for part in (request.system, task.system) if part and not task.raw)
+        messages = [*task.messages, ("user", request.prompt)]
+        if system:
+            messages.insert(0, ("system", system))
+        conversation = Conversation(tuple(messages), task.template_kwargs, task.raw)
+        overflow = request.sampling.overflow
+        # Whoever has a prompt cut wants an answer; whoever does not is told only where there can be none.
+        room = 1 if overflow == "fail" else min(answer_tokens, context // 2)
+        return self._runner.prompts.encode(conversation, limit=context - room, overflow=overflow)
+
+    def _sequence(self, request: Request, tokens: list[int], most: int) -> Sequence:
+        return Sequence(request.id, tokens, most, cleared=not self._gated, adapter=request.task.lora)
+
+    def _piece(self, token: int) -> bytes:
+        """A token's bytes; control tokens have some only where they mark reasoning."""
+        return self._runner.model.piece(token, special=token in self._runner.prompts.marking_tokens)
+
+    def _resume(self, work: Work, record: object) -> None:
         """Settle seed and key, and take over the tokens on record if they were generated for the very same."""
-        sequence, asked, attempt = work.sequence, work.sampling, read_attempt(record)
+        asked, attempt = work.sampling, read_attempt(record)
+        prompt, about = work.sequences[0].key, [self._origin, work.constraint, work.sequences[0].adapter]
         if attempt:
             work.sampling = replace(asked, seed=attempt.seed) if asked.seed is None else asked
-            work.key = key_of(sequence.key, work.sampling, self._origin)
+            work.key = key_of(prompt, work.sampling, about)
             if attempt.key == work.key:
-                if self._runner.resumes:
-                    self._take_over(work, attempt.tokens)
+                if isinstance(work, AnswerWork) and self._runner.can_resume(work.sampling, work.grammar):
+                    self._take_over(work, attempt)
                 return
         work.sampling = replace(asked, seed=secrets.randbelow(MAX_SEED + 1)) if asked.seed is None else asked
-        work.key = key_of(sequence.key, work.sampling, self._origin)
+        work.key = key_of(prompt, work.sampling, about)
 
-    def _take_over(self, work: _Work, tokens: list[Any]) -> None:
+    def _take_over(self, work: AnswerWork, attempt: Attempt) -> None:
         model, sequence = self._runner.model, work.sequence
         # One token at least is left to sample, else it would not have been unfinished.
         most = sequence.most_tokens(self._scheduler.context) - len(sequence.prompt) - 1
-        sequence.generated = usable_head(tokens, most=most, n_vocab=model.n_vocab, is_end=model.is_end)
-        work.kept = len(sequence.generated)
-        for token in sequence.generated:
-            work.extend(model.piece(token))
+        tokens = usable_head(attempt.tokens, most=most, n_vocab=model.n_vocab, is_end=model.is_end)
+        work.take_over(tokens, attempt.draws[: len(tokens)])
 
     @property
     def patience_s(self) -> float:
@@ -207,40 +229,43 @@ class Engine:
             for sequence in self._scheduler.admit():
                 work = self._works[sequence]
                 if work.started:
-                    # It ran before, until the cache was divided anew or had no room.
+                    # It ran before, until the cache was divided anew or had no room, or another of its sequences did.
                     continue
                 work.started = time.time()
-                self._runner.begin(sequence, work.sampling)
+                if isinstance(work, AnswerWork):
+                    self._runner.begin(work)
                 assert work.sampling.seed is not None
                 begun[sequence.id] = Start(work.key, work.sampling.seed, work.kept)
                 if not sequence.cleared:
-                    self._awaiting_go[sequence.id] = sequence
+                    self._awaiting_go[sequence.id] = work
         return begun
 
     def go(self, ids: Iterable[str]) -> None:
         """Let requests that started be decoded from now on; others are passed over."""
         for name in ids:
-            if sequence := self._awaiting_go.pop(name, None):
-                sequence.cleared = True
+            if work := self._awaiting_go.pop(name, None):
+                for sequence in work.sequences:
+                    sequence.cleared = True
 
     def drop(self, name: str) -> None:
         """Forget a request, wherever it is; one that is not there any more is passed over."""
-        for sequence, work in self._works.items():
+        for work in self._works.values():
             request = next((request for request in work.requests if request.id == name), None)
             if request is None:
                 continue
             work.requests.remove(request)
             if not work.requests:
                 self._forget(work)
-                self._awaiting_go.pop(sequence.id, None)
+                self._awaiting_go.pop(work.sequences[0].id, None)
             return
 
-    def _forget(self, work: _Work) -> None:
+    def _forget(self, work: Work) -> None:
         """Free what a prompt on its way holds."""
-        if work.started:
+        if work.started and isinstance(work, AnswerWork):
             self._runner.end(work.sequence)
-        self._scheduler.release(work.sequence)
-        del self._works[work.sequence]
+        for sequence in work.sequences:
+            if self._works.pop(sequence, None):
+                self._scheduler.release(sequence)
         if work.identity:
             self._known.pop(work.identity, None)
 
@@ -256,17 +281,24 @@ class Engine:
             indices = self._decode(plan)
         if indices is None:
             return []
+        outputs = [(chunk.sequence, index) for chunk, index in zip(plan, indices, strict=True) if chunk.output]
+        answers = [
+            (work, index) for sequence, index in outputs if isinstance(work := self._works[sequence], AnswerWork)
+        ]
         with self.tally.timed("sample"):
-            rows = [(chunk.sequence, index) for chunk, index in zip(plan, indices, strict=True) if chunk.output]
-            tokens = self._runner.sample(rows)
+            sampled = self._runner.sample(answers)
         with self.tally.timed("emit"):
             self.tally.steps += 1
-            self.tally.tokens += len(tokens)
-            return [
+            self.tally.tokens += len(sampled)
+            events = [
                 event
-                for (sequence, _), token in zip(rows, tokens, strict=True)
-                for event in self._advance(self._works[sequence], token)
+                for (work, _), found in zip(answers, sampled, strict=True)
+                for event in self._advance(work, found)
             ]
+            for sequence, index in outputs:
+                if isinstance(choice := self._works.get(sequence), ChoiceWork):
+                    events += self._advance_choice(choice, sequence, index)
+            return events
 
     def _decode(self, plan: list[Chunk]) -> list[int] | None:
         """The index of each chunk's output; None if there was no room, and some was made for the next step."""
@@ -310,41 +342,56 @@ class Engine:
         layout = runner.layout
         scheduler.rearrange(parallel=layout.parallel, slots=layout.slots, cells=layout.shared_cells, room=layout.room)
 
-    def _advance(self, work: _Work, token: int) -> list[Event]:
-        sequence, model = work.sequence, self._runner.model
+    def _advance(self, work: AnswerWork, found: Sampled) -> list[Event]:
+        token, draws, work.trouble = found
+        if work.trouble:
+            return self._complete(work)
         if work.first_token is None:
             work.first_token = time.time()
-        sequence.append(token, ends=model.is_end(token), context=self._scheduler.context)
-        piece = b"" if sequence.finish_reason == "stop" else model.piece(token)
-        text = work.extend(piece, final=sequence.finish_reason is not None)
-        if sequence.finish_reason is None:
-            return [Event(request.id, token, text) for request in work.requests]
+        ends = self._runner.model.is_end(token)
+        text = work.take(token, draws, ends=ends, context=self._scheduler.context)
+        if work.sequence.finish_reason is None:
+            return [Event(request.id, token, text, draws) for request in work.requests]
+        return [event._replace(token=token, text=text, draws=draws) for event in self._complete(work)]
+
+    def _advance_choice(self, work: ChoiceWork, sequence: Sequence, index: int) -> list[Event]:
+        complete = work.take_logits(sequence, self._runner.logits(index))
+        del self._works[sequence]
+        self._scheduler.release(sequence)
+        return self._complete(work) if complete else []
+
+    def _complete(self, work: Work) -> list[Event]:
         self._forget(work)
         self._until_settled -= 1
-        answer = "".join(work.pieces)
-        return [Event(request.id, token, text, answer, self._receipt(work, request)) for request in work.requests]
+        return [
+            Event(request.id, answer=answer, receipt=receipt, beside=beside)
+            for request in work.requests
+            for answer, receipt, beside in [work.complete(self._receipt(work, request))]
+        ]
 
-    def _receipt(self, work: _Work, request: Request) -> Receipt:
+    def _receipt(self, work: Work, request: Request) -> Receipt:
+        """What all kinds of work have to say."""
         finished = time.time()
-        sequence, first = work.sequence, work.requests[0]
-        assert sequence.finish_reason is not None and work.first_token is not None
+        first = work.requests[0]
+        generated = sum(len(sequence.generated) for sequence in work.sequences)
         return Receipt(
             id=request.id,
-            finish_reason=sequence.finish_reason,
+            finish_reason="stop",
             queued=request.queued,
             started=timestamp(work.started),
-            first_token=timestamp(work.first_token),
+            first_token=timestamp(work.first_token) if work.first_token else None,
             finished=timestamp(finished),
-            prompt_tokens=len(sequence.prompt),
-            cached_tokens=sequence.n_cached if request is first else len(sequence.prompt),
-            generated_tokens=len(sequence.generated),
-            tokens_per_second=round((len(sequence.generated) - work.kept) / max(1e-6, finished - work.started), 2),
+            prompt_tokens=work.prompt_tokens,
+            cached_tokens=work.sequences[0].n_cached if request is first else work.prompt_tokens,
+            tokens_per_second=round((generated - work.kept) / max(1e-6, finished - work.started), 2),
             sampling=asdict(work.sampling if request.sampling.seed is None else request.sampling),
             model=self._model,
-            template=self._runner.prompts.source,
+            template=work.notes.get("template"),
             llama_cpp=self._runner.build.commit,
             nrvna=__version__,
             same_as=None if request is first else first.id,
             reproducible=self._runner.is_reproducible,
             resumed_tokens=work.kept,
+            task=request.task.to_dict() or None,
+            notes={name: note for name, note in work.notes.items() if name != "template"} or None,
         )

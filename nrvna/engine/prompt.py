@@ -1,187 +1,264 @@
-"""From a prompt to token ids: the model's own chat template, and user text that stays text."""
+"""From a conversation to token ids: the model's own chat template, and text that stays text."""
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
-from typing import Any, NoReturn
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
+from nrvna.config import OVERFLOWS
+from nrvna.engine.conversation import Conversation
+from nrvna.engine.overflow import FAIL, Shortener
+from nrvna.engine.renderer import Renderer
+from nrvna.engine.template import TemplateLimitError
+from nrvna.engine.verbatim import Marks, Names, is_sign, without_signs
 from nrvna.errors import JobError, TemplateError
 from nrvna.llama import Model
 
-log = logging.getLogger("nrvna.engine")
+__all__ = ["Conversation", "Encoded", "PromptEncoder"]
 
-Messages = Sequence[tuple[str, str]]
+# Bytes from which on it is worth knowing at once whether a text can fit at all.
+_LONG_TEXT = 1 << 16
+# A character that no SentencePiece vocabulary merges with others.
+_ANCHOR = "\uf8ff"
+_UNCLEAR = "the text names control tokens, and the model's template does not let them be told from its own"
 
-# Bytes for each token of the context from which on it is worth knowing whether a prompt can fit at all.
-_LONG_PROMPT = 16
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens that ask the model for its answer.
+
+    ``thinking`` says that they leave a thought open, ``thought`` that they close one: the answer comes at once.
+
+    ``notes`` is for the receipt: "template" says what made the prompt, as :attr:`PromptEncoder.source` or "raw", and
+    the others what is out of the ordinary. "reason": why it is not the model's own template. "system": "folded" where
+    a system message is at the head of the user's, as the template takes none. "truncated": {"where", "removed",
+    "of"}, in tokens of the last user message, and "about": true where they were too many to count.
+    """
+
+    tokens: list[int]
+    notes: dict[str, Any]
+    thinking: bool
+    thought: bool
 
 
 class PromptEncoder:
-    """Renders messages with a model's chat template and tokenises them.
+    """Renders conversations with a model's chat template and tokenises them.
 
-    ``source`` says which renderer was chosen: "model" (its own template, in Jinja), "llama.cpp" (the C function,
-    where the template does not run) or "none" (no template: plain text, as for a base model).
+    ``chat_template`` overrides the model's own: the name of a family that llama.cpp knows, or a file in Jinja. Raises
+    TemplateError if it is neither, or does not run.
+
+    ``source`` says which renderer was chosen: "model" (its own template), "override", "llama.cpp" (the C function,
+    where the model's own does not run) or "none" (plain text, as for a base model), and ``reason`` why it is one of
+    the last two. ``folds_system`` says that the template takes no system message, ``reasoning`` how the model marks
+    its thoughts, None where its template does not tell.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, chat_template: str | None = None) -> None:
         self._model = model
-        self._template: jinja2.Template | None = None
-        self._bos = model.piece(model.bos, special=True).decode("utf-8", "replace") if model.bos is not None else ""
-        self._eos = model.piece(model.eos, special=True).decode("utf-8", "replace") if model.eos is not None else ""
-        self.source = self._choose()
-        self._folds_system = self._refuses_system()
+        self._renderer = renderer = Renderer(model, chat_template)
+        self.source = renderer.source
+        self.reason = renderer.reason
+        self.folds_system = renderer.folds_system
+        self.reasoning = renderer.reasoning
+        self._is_sentencepiece = model.metadata.get("tokenizer.ggml.model") == "llama"
 
-    def encode(self, prompt: str, system: str | None = None, *, context: int) -> list[int]:
-        """The tokens that ask the model for its answer, fewer than ``context``, which holds the answer too.
+    def close(self) -> None:
+        """End the process that renders the template, if there is one. Encoding another prompt starts it again."""
+        self._renderer.close()
 
-        Raises JobError if they are more, or if text that names control tokens cannot be told from the template's own,
-        and TemplateError if the template refuses the messages.
+    def encode(self, conversation: Conversation, *, limit: int, overflow: str = FAIL) -> Encoded:
+        """The tokens that ask the model for its answer, at most ``limit``.
+
+        Where they were more, ``overflow``, one of :data:`~nrvna.config.OVERFLOWS`, says where the last
+        message of the user is shortened, or that the job fails.
+
+        Raises JobError if they are too many, or if text that names tokens cannot be told from the template's own, and
+        TemplateError if the template fails on these messages.
         """
-        messages = [("system", system)] if system else []
-        if system and self._folds_system:
-            prompt, messages = f"{system}\n\n{prompt}", []
-        messages.append(("user", prompt))
-        rendered = self._without_bos(self._render(messages))
-        size = len(rendered.encode())
-        if size >= _LONG_PROMPT * context:
-            self._check_length(size // self._longest_piece, context, "at least ")
-        tokens = self._model.tokenize(rendered, parse_special=True)
-        self._check_length(len(tokens), context)
-        if any(self._names_special(content) for _, content in messages):
-            tokens = self._encode_apart(rendered, messages)
-            self._check_length(len(tokens), context)
+        if overflow not in OVERFLOWS:
+            raise JobError(f"{overflow!r} is no overflow policy: choose one of {', '.join(OVERFLOWS)}")
+        conversation.check()
+        index = conversation.last_user
+        if overflow == FAIL or index is None:
+            encoded = self._encode(conversation, limit)
+            _check_length(len(encoded.tokens), limit)
+            return encoded
+        if self._least_tokens(conversation.messages[index][1]) <= limit:
+            with suppress(_TooLongError):
+                encoded = self._encode(conversation, limit)
+                if len(encoded.tokens) <= limit:
+                    return encoded
+        return self._shorten(conversation, index, limit, overflow)
+
+    def _shorten(self, conversation: Conversation, index: int, limit: int, policy: str) -> Encoded:
+        """Leave out as many tokens of one message as makes the conversation fit."""
+        text = Shortener(conversation.messages[index][1], policy, most=max(1, limit), pieces=self._pieces)
+        count = text.most
+        while True:
+            encoded = self._encode(conversation.with_content(index, text.keep(count)), limit)
+            excess = len(encoded.tokens) - limit
+            if excess <= 0:
+                break
+            if excess >= count:
+                others = len(encoded.tokens) - count
+                raise JobError(
+                    f"the prompt has about {others} tokens beside the text that may be left out, but {limit} fit "
+                    "beside the answer: shorten the rest, or start nrvnad with a larger NRVNA_CTX"
+                )
+            count -= excess
+        total, is_exact = text.count()
+        removed = {"where": policy.removeprefix("truncate-"), "removed": max(0, total - count), "of": total}
+        encoded.notes["truncated"] = removed if is_exact else {**removed, "about": True}
+        return encoded
+
+    def _encode(self, conversation: Conversation, limit: int) -> Encoded:
+        notes: dict[str, Any] = {"template": "raw" if conversation.raw else self.source}
+        if self.reason and not conversation.raw:
+            notes["reason"] = self.reason
+        if not self._renderer.knows_developer:
+            # What most templates call it.
+            conversation = conversation.renamed("developer", "system")
+        if self.folds_system and not conversation.raw and any(role == "system" for role, _ in conversation.messages):
+            conversation = conversation.folded()
+            notes["system"] = "folded"
+        written = self._write(conversation, limit)
+        tokens = self._tokenize(written.pieces)
+        if written.neutral is not None:
+            # Whatever happened on the way: no text has added a sign.
+            expected = self._tokenize([written.neutral])
+            if self._signs_of(tokens) != self._signs_of(expected):
+                raise JobError(_UNCLEAR)
         if not tokens:
             raise JobError("the prompt makes no tokens")
+        templated = not conversation.raw and self.source != "none"
+        thinking = templated and self._is_thinking(written)
+        return Encoded(tokens, notes, thinking, templated and not thinking and self._has_thought(written))
+
+    def _write(self, conversation: Conversation, limit: int) -> _Written:
+        """The text that the model is to read."""
+        # Whatever of the date a template writes is the same every time.
+        render = partial(self._renderer.render, now=datetime.now())
+        text = render(conversation)
+        _check_length(self._least_tokens(text), limit, "at least ")
+        marks = Marks(conversation.texts, self._names)
+        ways: list[Callable[[str], str]] = [partial(marks.within, edges=True)]
+        has_names = any(map(self._names.find, conversation.texts))
+        if has_names:
+            # For templates that look closely at their texts: at how they begin and end, or for names in them.
+            ways += [marks.within, marks.around]
+
+        def neutral() -> str | None:
+            if has_names:
+                return render(conversation.shaped(marks.instead, marks.instead))
+            if any(content.strip() not in text for content in conversation.texts):
+                # The template has changed a text, and might have made a name of it.
+                return render(conversation.shaped(without_signs, without_signs))
+            return None
+
+        for way in ways:
+            try:
+                read, places = marks.read(render(conversation.shaped(way, marks.within)))
+                if read == text:
+                    tail = text[places[-1] :] if places and way is ways[0] else None
+                    return _Written(self._names.cut(text, places), tail, neutral())
+            except TemplateLimitError:
+                raise
+            except TemplateError:
+                # It takes these messages, and not these marks.
+                continue
+        if has_names:
+            raise JobError(_UNCLEAR)
+        return _Written([text], None, neutral())
+
+    def _is_thinking(self, written: _Written) -> bool:
+        if self.reasoning is None:
+            return False
+        if written.tail is None:
+            return written.pieces[-1].rstrip().endswith(self.reasoning.start)
+        return self.reasoning.is_open(written.tail)
+
+    def _has_thought(self, written: _Written) -> bool:
+        return self.reasoning is not None and self.reasoning.end in (written.tail or "")
+
+    def tokens_of(self, text: str) -> list[int]:
+        """The tokens of a piece of the template's own, such as a mark."""
+        return self._model.tokenize(text, add_special=False, parse_special=True)
+
+    @cached_property
+    def marking_tokens(self) -> frozenset[int]:
+        """The tokens with names of which the marks of reasoning are made."""
+        special = self._model.special
+        return frozenset(
+            token for mark in self.reasoning or () for token in self.tokens_of(mark) if mark and token in special
+        )
+
+    @cached_property
+    def _names(self) -> Names:
+        return Names(self._model.special.values())
+
+    @cached_property
+    def _signs(self) -> frozenset[int]:
+        special = self._model.special.items()
+        return frozenset(token for token, text in special if is_sign(text) and not self._model.is_unknown(token))
+
+    def _signs_of(self, tokens: Sequence[int]) -> list[int]:
+        return [token for token in tokens if token in self._signs]
+
+    def _tokenize(self, pieces: Sequence[str]) -> list[int]:
+        """The tokens of a text in pieces, with every name in a piece parsed, from the beginning of a sequence on."""
+        tokens = self._model.tokenize(pieces[0], add_special=False, parse_special=True)
+        bos = self._model.bos
+        # A template may have written it.
+        if self._model.adds_bos and bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        # A piece of a SentencePiece text would begin with a space that is not there.
+        anchor = _ANCHOR if self._is_sentencepiece else ""
+        skipped = len(self._model.tokenize(anchor, add_special=False))
+        for piece in pieces[1:]:
+            tokens += self._model.tokenize(anchor + piece, add_special=False, parse_special=True)[skipped:]
         return tokens
 
-    @staticmethod
-    def _check_length(tokens: int, context: int, about: str = "") -> None:
-        if tokens >= context:
-            raise JobError(
-                f"the prompt has {about}{tokens} tokens, but the context holds {context} with the answer: "
-                "shorten it, or start nrvnad with a larger NRVNA_CTX"
-            )
+    def _pieces(self, text: str) -> list[bytes]:
+        """The bytes of a text's tokens."""
+        pieces = [self._model.piece(token, special=True) for token in self._model.tokenize(text, add_special=False)]
+        if self._is_sentencepiece and pieces and not text.startswith(" "):
+            pieces[0] = pieces[0].removeprefix(b" ")
+        return pieces
+
+    def _least_tokens(self, text: str) -> int:
+        """How many tokens a text has at least, where that is worth knowing before it is tokenised."""
+        size = len(text.encode())
+        return size // self._longest_piece if size >= _LONG_TEXT else 0
 
     @cached_property
     def _longest_piece(self) -> int:
-        """Bytes of the longest token: so many megabytes are refused at once that would take minutes to tokenise."""
+        """Bytes of the longest token: so many megabytes are refused at once that would take long to tokenise."""
         return max(len(self._model.piece(token, special=True)) for token in range(self._model.n_vocab))
 
-    def _choose(self) -> str:
-        trial = (("user", "hello"),)
-        source = self._model.chat_template
-        if source is None:
-            log.warning("the model carries no chat template: prompts go to it as plain text")
-            return "none"
-        try:
-            self._template = _environment().from_string(source)
-            self._render_jinja(trial)
-            return "model"
-        except (jinja2.TemplateError, TemplateError) as error:
-            log.warning("the model's chat template does not run (%s): trying llama.cpp's", error)
-        try:
-            self._model.apply_chat_template(trial)
-            return "llama.cpp"
-        except TemplateError as error:
-            log.warning("%s: prompts go to the model as plain text", error)
-            return "none"
 
-    def _refuses_system(self) -> bool:
-        try:
-            self._render((("system", "a"), ("user", "b")))
-            return False
-        except TemplateError as error:
-            log.info("a context goes at the head of the prompt, as the template takes no system message: %s", error)
-            return True
+class _Written(NamedTuple):
+    """A prompt as text, in pieces of which every name is the template's own.
 
-    def _render(self, messages: Messages) -> str:
-        if self.source == "model":
-            return self._render_jinja(messages)
-        if self.source == "llama.cpp":
-            return self._model.apply_chat_template(messages)
-        return "\n\n".join(content for _, content in messages)
+    ``tail`` is what follows the last message, None where that is not known. ``neutral`` is the same text with none of
+    the names that the messages hold or may have become, None where they hold none and stand there unchanged.
+    """
 
-    def _render_jinja(self, messages: Messages) -> str:
-        assert self._template is not None
-        try:
-            return self._template.render(
-                messages=[{"role": role, "content": content} for role, content in messages],
-                add_generation_prompt=True,
-                bos_token=self._bos,
-                eos_token=self._eos,
-            )
-        except Exception as error:
-            # A template is a program of somebody else's: it may fail with anything.
-            raise TemplateError(f"the model's chat template failed: {error}") from error
-
-    def _without_bos(self, rendered: str) -> str:
-        """Tokenising adds the beginning-of-sequence token where the model wants it; a template may write it too."""
-        if self._bos and self._model.adds_bos:
-            return rendered.removeprefix(self._bos)
-        return rendered
-
-    def _names_special(self, content: str) -> bool:
-        plain = self._model.tokenize(content, add_special=False)
-        return plain != self._model.tokenize(content, add_special=False, parse_special=True)
-
-    def _encode_apart(self, rendered: str, messages: Messages) -> list[int]:
-        """Scaffold with control tokens parsed, contents without. Used only where a content names such a token."""
-        # Private-use characters mark where the contents go; templates pass them through.
-        marks = [f"\ue0f0{index}\ue0f1" for index in range(len(messages))]
-        marked = self._render([(role, mark) for (role, _), mark in zip(messages, marks, strict=True)])
-        marked = self._without_bos(marked)
-        tokens: list[int] = []
-        rebuilt = ""
-        for mark, (_, content) in zip(marks, messages, strict=True):
-            scaffold, found, marked = marked.partition(mark)
-            # Templates either leave a content as it is or trim it.
-            shown = content if rendered.startswith(rebuilt + scaffold + content) else content.strip()
-            rebuilt += scaffold + shown
-            if not found or not rendered.startswith(rebuilt):
-                raise JobError(
-                    "the text holds control tokens, and the model's template does not let them be told apart"
-                )
-            tokens += self._model.tokenize(scaffold, add_special=not tokens, parse_special=True)
-            tokens += self._model.tokenize(shown, add_special=False)
-        if rebuilt + marked != rendered:
-            raise JobError("the text holds control tokens, and the model's template does not let them be told apart")
-        return tokens + self._model.tokenize(marked, add_special=False, parse_special=True)
+    pieces: list[str]
+    tail: str | None
+    neutral: str | None
 
 
-def _environment() -> jinja2.Environment:
-    """As the templates' authors expect it: what transformers' apply_chat_template offers."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+class _TooLongError(JobError):
+    """A prompt that does not fit as it is."""
 
 
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks the assistant's words for training; here its body is passed through."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _check_length(tokens: int, limit: int, about: str = "") -> None:
+    if tokens > limit:
+        raise _TooLongError(
+            f"the prompt has {about}{tokens} tokens, but {limit} fit beside the answer: shorten it, let it be "
+            "truncated, or start nrvnad with a larger NRVNA_CTX"
+        )

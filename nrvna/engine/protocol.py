@@ -2,9 +2,10 @@
 
 To the engine, first ``{"path", "model", "config"}``, then these; closing its stdin ends it:
 
-    {"add": {"id", "prompt", "queued", "system", "sampling", "resume"}}
-                                          a job; "resume" is null or what is on record of an interrupted attempt:
-                                          {"key", "seed", "tokens": [id, ...]} from its "starts" and "new"
+    {"add": {"id", "prompt", "queued", "system", "sampling", "task", "resume"}}
+                                          a job, with its task (see task.py); "resume" is null or what is on record of
+                                          an interrupted attempt: {"key", "seed", "tokens": [id, ...],
+                                          "draws": [1, ...]} from its "starts" and "new"
     {"go": [id, ...]}                     the starts of these are on record: they may be decoded from now on
     {"drop": id}                          it was cancelled: nothing more is wanted of it
 
@@ -22,17 +23,22 @@ From the engine, one key each that names the kind, the first where there are sev
                                           there is room for these; nothing of them is decoded before their go. Of the
                                           tokens to resume it goes on from the first "kept"; those and the new ones
                                           belong to "key", with the "seed" in force
-    {"new": {id: [token, "text"], ...}}   what a step added to unfinished answers, the text often empty. Comes after
-                                          every step, also if it added nothing: the engine is alive
-    {"done": id, "answer": "...", "receipt": {...}}
+    {"new": {id: [token, "text", draws], ...}}
+                                          what a step added to unfinished answers, the text often empty, and how many
+                                          random numbers were drawn for it. Comes after every step, also if it added
+                                          nothing: the engine is alive
+    {"done": id, "answer": "...", "receipt": {...}, "beside": {name: "base64", ...}}
                                           what the last step added is in the answer and was not told as new: so the
-                                          tokens on record always leave one to sample
+                                          tokens on record always leave one to sample. Files may stand beside the
+                                          answer. A receipt with an error is of a job that failed in its own way
     {"refused": id, "reason": "..."}      the job can never be answered
 """
 
 from __future__ import annotations
 
+import base64
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,6 +60,16 @@ class Ready:
 def pack(message: dict[str, Any]) -> bytes:
     """A message as a line. Escapes keep every string, also one with unpaired surrogates, in ASCII."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def pack_files(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The contents of files, by name, as JSON can carry them."""
+    return {name: base64.b64encode(content).decode() for name, content in files.items()}
+
+
+def unpack_files(packed: Mapping[str, str]) -> dict[str, bytes]:
+    """What :func:`pack_files` was given."""
+    return {name: base64.b64decode(content) for name, content in packed.items()}
 
 
 class Unpacker:

@@ -12,28 +12,33 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from nrvna.config import MAX_SEED, Sampling
+from nrvna.progress import MAX_DRAWS
 
 _KEY_LENGTH = 32
 
 
 class Attempt(NamedTuple):
-    """What is on record of an interrupted answer: its tokens, what they belong to and the seed that was in force."""
+    """What is on record of an interrupted answer: its tokens, what they belong to, the seed that was in force, and
+    how many random numbers were drawn for each token."""
 
     key: str
     seed: int
     tokens: list[Any]
+    draws: list[int]
 
 
 def read_attempt(content: object) -> Attempt | None:
     """The record as it was handed over; None if there is none or it is of no use."""
     if not isinstance(content, dict):
         return None
-    key, seed, tokens = (content.get(name) for name in Attempt._fields)
-    if not isinstance(key, str) or not isinstance(tokens, list):
+    key, seed, tokens, draws = (content.get(name) for name in Attempt._fields)
+    if not isinstance(key, str) or not isinstance(tokens, list) or not isinstance(draws, list):
+        return None
+    if len(draws) != len(tokens) or not all(type(count) is int and 0 <= count <= MAX_DRAWS for count in draws):
         return None
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:
         return None
-    return Attempt(key, seed, tokens)
+    return Attempt(key, seed, tokens, draws)
 
 
 def key_of(prompt: bytes, sampling: Sampling, origin: object) -> str:

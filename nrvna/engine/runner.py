@@ -8,22 +8,39 @@ from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nrvna.config import Config, Sampling
+from nrvna.engine.chain import is_replayable, links_for, recommendation
+from nrvna.engine.embedder import Embedder
 from nrvna.engine.layout import BATCH_TOKENS, CELLS_STEP, Layout, best_layout, streams, unified
 from nrvna.engine.prompt import PromptEncoder
+from nrvna.engine.protocol import Ready
 from nrvna.engine.reproducible import Findings, examine
 from nrvna.engine.scheduler import Chunk, Move
 from nrvna.engine.sequence import Sequence
 from nrvna.engine.shape import Shape, best_parallel, choose_shape, measure_speeds
-from nrvna.errors import ContextError, ModelLoadError
-from nrvna.llama import PENALTY_WINDOW, Batch, Context, Library, Model, Sampler, load_library
+from nrvna.engine.work import AnswerWork
+from nrvna.errors import ContextError, EncoderError, GrammarError, SettingError
+from nrvna.grammar.gbnf import check_gbnf
+from nrvna.llama import Adapter, Batch, Context, Grammar, Library, Model, Sampler, load_library
+from nrvna.llama.grammar import Matcher
 
 log = logging.getLogger("nrvna.engine")
 
 # Where so many tokens are drawn from so many logits, threads gain more than they cost.
 _PARALLEL_LOGITS = 200_000
+
+
+class Sampled(NamedTuple):
+    """A token, how many random numbers it took, and why there is none, where the grammar has led into a dead end."""
+
+    token: int
+    draws: int
+    trouble: str | None = None
 
 
 class Runner:
@@ -45,6 +62,8 @@ class Runner:
         self._samplers: dict[Sequence, Sampler] = {}
         self._batch = Batch(BATCH_TOKENS)
         self._load(path, repack=True)
+        if advice := recommendation(self.model, config.sampling):
+            log.info("the model's authors recommend %s", advice)
         self._pool = ThreadPoolExecutor(self.shape.threads, thread_name_prefix="sample")
 
     @property
@@ -58,23 +77,20 @@ class Runner:
         return self.findings.again if self.findings else None
 
     @property
-    def resumes(self) -> bool:
-        """Whether an interrupted answer may go on from its tokens: not if that would change how it goes on."""
-        return not self.is_reproducible or (self.findings is not None and self.findings.resuming)
-
-    @property
     def origin(self) -> dict[str, Any]:
         """What an answer depends on beside model, prompt and sampling: who computes it, and how."""
         build = self.build
         # The module's name carries a digest of nrvna's own C.
         made = (build.commit, build.backend, build.cpu, build.compiler, build.options, build.module.name)
-        return {"llama": made, "reproducible": bool(self._config.reproducible)}
+        adapters = {name: [*file_facts(adapter.path)] for name, adapter in self.adapters.items()}
+        return {"llama": made, "reproducible": bool(self._config.reproducible), "adapters": adapters}
 
     def _load(self, path: Path, *, repack: bool) -> None:
         self.model = Model(path, gpu_layers=self._config.gpu_layers, repack=repack, progress=self._progress)
         if not self.model.is_generative:
-            raise ModelLoadError(f"{path} is an encoder: it does not continue a text")
-        self.prompts = PromptEncoder(self.model)
+            raise EncoderError(f"{path} is an encoder: it does not continue a text")
+        self.prompts = PromptEncoder(self.model, self._config.chat_template)
+        self.adapters = {name: Adapter(self.model, file) for name, file in adapters_of(self._config).items()}
         self.has_tiled_attention = self._warm_up()
         self.shape = self._choose_shape()
         self._context = self._open(self.layout_for(()))
@@ -140,6 +156,7 @@ class Runner:
             rows_alone=bool(self._config.reproducible),
         )
         self.layout = layout
+        self._adapter: str | None = None
         return context
 
     def _examine(self, path: Path, repack: bool) -> None:
@@ -164,27 +181,57 @@ class Runner:
             "it costs some speed, see the README",
             self.shape.parallel,
             "reused" if self.shares else "not reused",
-            "resumed" if self.resumes else "started afresh",
+            "resumed" if found.resuming else "started afresh",
             weights,
+        )
+
+    def embedder(self) -> Embedder:
+        """For the vectors of this model, beside its answers."""
+        shape, config = self.shape, self._config
+        return Embedder(
+            self.model, threads=shape.threads, context=shape.context, reproducible=bool(config.reproducible)
+        )
+
+    def ready(self) -> Ready:
+        model, shape = self.model, self.shape
+        return Ready(
+            description=f"{model.metadata.get('general.name', model.path.stem)}, {model.quantization}",
+            backend=self.build.backend,
+            parallel=shape.parallel,
+            context=shape.context,
+            threads=shape.threads,
         )
 
     # Sequences.
 
-    def begin(self, sequence: Sequence, sampling: Sampling) -> None:
-        """Make a sampler for a new sequence, or for one that goes on with what it has generated."""
-        sampler = Sampler(
-            self.model,
-            temp=sampling.temp,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            repeat_penalty=sampling.repeat_penalty,
-            seed=sampling.seed,
-            ignore_eos=sampling.ignore_eos,
-        )
-        sampler.accept(sequence.prompt[-PENALTY_WINDOW:])
-        sampler.replay(sequence.generated)
-        self._samplers[sequence] = sampler
+    def begin(self, work: AnswerWork) -> None:
+        """Make a sampler for a new answer, or for one that goes on with what it has generated."""
+        try:
+            sampler = self._replayed(work)
+        except GrammarError:
+            # What is on record does not follow the grammar: somebody changed it.
+            work.start_afresh()
+            sampler = self._replayed(work)
+        self._samplers[work.sequence] = sampler
+
+    def _replayed(self, work: AnswerWork) -> Sampler:
+        sequence, draws = work.sequence, work.draws
+        sampler = Sampler(self.model, links_for(self.model, work.sampling))
+        sampler.accept(sequence.prompt)
+        if sampler.is_replayable:
+            # The grammar rules the answer alone.
+            sampler.replay(sequence.generated[: work.n_free], sum(draws[: work.n_free]))
+            self._constrain(work, sampler)
+            sampler.replay(sequence.generated[work.n_free :], sum(draws[work.n_free :]))
+        else:
+            # Not where it was, but what the penalties look at is there.
+            sampler.accept(sequence.generated)
+        return sampler
+
+    @staticmethod
+    def _constrain(work: AnswerWork, sampler: Sampler) -> None:
+        if work.grammar and not work.is_free and not sampler.is_constrained:
+            sampler.constrain(Grammar(work.grammar))
 
     def end(self, sequence: Sequence) -> None:
         """Free the sampler of a sequence."""
@@ -204,6 +251,7 @@ class Runner:
 
         Raises NoSlotError, with the cache as it was, and DecodeError.
         """
+        self._use(plan[0].sequence.adapter)
         self._batch.clear()
         indices = []
         for chunk in plan:
@@ -220,8 +268,13 @@ class Runner:
         self._context.decode(self._batch)
         return indices
 
-    def sample(self, rows: Rows[tuple[Sequence, int]]) -> list[int]:
-        """The next token of each sequence, from the logits at its index of the batch."""
+    def _use(self, adapter: str | None) -> None:
+        if adapter != self._adapter:
+            self._context.use_adapters([(self.adapters[adapter], 1.0)] if adapter else [])
+            self._adapter = adapter
+
+    def sample(self, rows: Rows[tuple[AnswerWork, int]]) -> list[Sampled]:
+        """The next token of each answer, from the logits at its index of the batch."""
         if not rows:
             return []
         # The first look at the logits may reorder them; then several threads may read.
@@ -230,9 +283,61 @@ class Runner:
             return list(self._pool.map(self._sample, rows))
         return [self._sample(row) for row in rows]
 
-    def _sample(self, row: tuple[Sequence, int]) -> int:
-        sequence, index = row
-        return self._samplers[sequence].sample(self._context, index)
+    def _sample(self, row: tuple[AnswerWork, int]) -> Sampled:
+        work, index = row
+        sampler = self._samplers[work.sequence]
+        forced = work.forced()
+        if forced is not None:
+            sampler.force(forced)
+            return Sampled(forced, 1)
+        before = sampler.draws
+        try:
+            self._constrain(work, sampler)
+            token = sampler.sample(self._context, index)
+        except GrammarError as error:
+            return Sampled(0, 0, str(error))
+        return Sampled(token, sampler.draws - before)
+
+    def check(self, sampling: Sampling, grammar: str | None = None) -> None:
+        """Raises JobError, GrammarError among them, for what no sampler can be made of."""
+        if sampling.logit_bias:
+            links_for(self.model, sampling)
+        if grammar is None:
+            return
+        # llama.cpp reads what it can of a bad grammar, and aborts over some.
+        check_gbnf(grammar, self._is_token)
+        Matcher(Grammar(grammar), self.model).close()
+
+    def _is_token(self, text: str) -> bool:
+        return len(self.model.tokenize(text, add_special=False, parse_special=True)) == 1
+
+    def can_resume(self, sampling: Sampling, grammar: str | None) -> bool:
+        """Whether an interrupted answer may go on from its tokens: not if that would change how it goes on."""
+        if not self.is_reproducible:
+            return grammar is None or is_replayable(sampling)
+        exact = self.findings is not None and self.findings.resuming
+        return exact and is_replayable(sampling)
+
+    def logits(self, index: int) -> NDArray[np.float32]:
+        """The logits at an index of the batch, until the next decode."""
+        return self._context.logits(index)
+
+
+def adapters_of(config: Config) -> dict[str, Path]:
+    """The files of the adapters that jobs may ask for, by name. Raises SettingError."""
+    found = {}
+    for text in config.lora:
+        name, equals, file = text.partition("=")
+        if not equals or not name or not file:
+            raise SettingError(f"NRVNA_LORA is {text!r}, but must be NAME=FILE")
+        found[name] = Path(file)
+    return found
+
+
+def file_facts(path: Path) -> tuple[int, int]:
+    """Size and time of modification, by which a file is known that is not read for that."""
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns
 
 
 def has_gpu(library: Library) -> bool:

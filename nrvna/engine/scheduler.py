@@ -65,7 +65,8 @@ class Scheduler:
     and one that begins as a prompt being computed waits for it. Of the first ``look_ahead`` in line the one with most
     tokens to reuse starts first, but nobody is overtaken more than MAX_OVERTAKEN times.
 
-    A sequence that is not ``cleared`` starts as others do, but is left out of the plans until it is.
+    A sequence that is not ``cleared`` starts as others do, but is left out of the plans until it is. Those that run
+    together have the same adapter; others wait for their end, though no longer than MAX_OVERTAKEN allows.
     """
 
     def __init__(
@@ -215,7 +216,7 @@ class Scheduler:
             source, cached = self._longest_held(sequence)
             if not is_due and self._being_computed(sequence) - cached >= MIN_SHARED:
                 continue
-            fits = self._fits(sequence, source, cached)
+            fits = self._suits(sequence) and self._fits(sequence, source, cached)
             if fits and (best is None or cached >= best.cached + MIN_SHARED):
                 best = _Choice(place, source, cached)
             if is_due:
@@ -242,6 +243,10 @@ class Scheduler:
         others = (other for other in self._running if other.n_past < len(other.prompt))
         longest = max((sequence.n_common(other) for other in others), default=0)
         return min(longest, len(sequence.prompt) - 1)
+
+    def _suits(self, sequence: Sequence) -> bool:
+        """Whether it can be computed together with those that run."""
+        return all(other.adapter == sequence.adapter for other in self._running[:1])
 
     def _fits(self, sequence: Sequence, source: int | None, cached: int) -> bool:
         if self._cells is None:

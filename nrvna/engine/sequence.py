@@ -16,7 +16,8 @@ class Sequence:
     which is decoded in the next step. ``n_cached`` counts those of the prompt that were there already and were not
     computed again. ``slot`` is the sequence's number in the context, None while it waits. ``overtaken`` counts the
     later ones that started before it, ``key`` is the prompt as bytes. One that is not ``cleared`` takes its place
-    among the running ones, but nothing of it is computed.
+    among the running ones, but nothing of it is computed. ``adapter`` names what is added to the model's weights for
+    it: only sequences with the same one are computed together.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Sequence:
     slot: int | None = None
     overtaken: int = 0
     cleared: bool = True
+    adapter: str | None = None
     finish_reason: str | None = None
     key: bytes = field(init=False, repr=False)
 
@@ -61,7 +63,9 @@ class Sequence:
         return head + self.generated[max(0, self.n_past - prompt) : max(0, end - prompt)]
 
     def n_common(self, other: Sequence) -> int:
-        """Tokens with which both prompts begin."""
+        """Tokens with which both prompts begin, of those that can be shared."""
+        if self.adapter != other.adapter:
+            return 0
         mine, theirs = self.key, other.key
         same, different = 0, min(len(mine), len(theirs)) // _TOKEN_BYTES + 1
         while different - same > 1:

@@ -1,16 +1,22 @@
-"""A context: the KV cache of some sequences, and the decoding of batches into logits."""
+"""A context: the KV cache of some sequences, and the decoding of batches into logits or embeddings."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nrvna.errors import ContextError, DecodeError, NoSlotError
+from nrvna.llama.adapter import Adapter
 from nrvna.llama.handle import Handle
 from nrvna.llama.library import load_library
-from nrvna.llama.model import Model
+from nrvna.llama.model import POOLINGS, Model
+
+# Architectures with a vector for each position: llama.cpp aborts at a position for which there is none.
+_LEARNED_POSITIONS = ("bert", "gpt2", "mpt", "starcoder")
 
 
 class Batch:
@@ -19,6 +25,9 @@ class Batch:
     def __init__(self, capacity: int) -> None:
         ffi = load_library().ffi
         self.capacity = capacity
+        # Of all positions the largest, and whether a sequence goes on from an earlier batch.
+        self.last_position = -1
+        self.continues = False
         self._token = np.zeros(capacity, np.int32)
         self._pos = np.zeros(capacity, np.int32)
         self._seq = np.zeros(capacity, np.int32)
@@ -39,6 +48,7 @@ class Batch:
 
     def clear(self) -> None:
         self.struct.n_tokens = 0
+        self.last_position, self.continues = -1, False
 
     def add(self, tokens: Sequence[int], *, position: int, sequence: int = 0, output: bool = True) -> int:
         """Append tokens of one sequence from ``position`` on; ``output`` asks for the logits after the last one.
@@ -55,7 +65,13 @@ class Batch:
         self._output[start:end] = 0
         self._output[end - 1] = output
         self.struct.n_tokens = end
+        self.last_position = max(self.last_position, position + len(tokens) - 1)
+        self.continues |= position > 0
         return end - 1
+
+    def output_all(self) -> None:
+        """Ask for the output of every token, as embeddings need it."""
+        self._output[: len(self)] = 1
 
 
 class Context(Handle):
@@ -67,7 +83,12 @@ class Context(Handle):
     ``rows_alone`` has each row of a batch computed so that its bits do not depend on how many there are, where the
     platform allows that; contexts that differ in this must not decode at the same time.
 
-    Raises ContextError if llama.cpp cannot make it: too little memory, usually.
+    With ``embeddings`` it makes vectors: of each sequence of a batch where ``pooling`` is "mean", "cls" or "last",
+    scores where it is "rank", of each token where it is "none". None takes what the model was made for, and "none"
+    if it does not say. Its output takes n_vocab + n_embd floats for each token of a batch.
+
+    Raises ContextError if llama.cpp cannot make it: too little memory, usually; and ValueError for a pooling that is
+    not known, that the model cannot do, or without embeddings.
     """
 
     def __init__(
@@ -82,6 +103,8 @@ class Context(Handle):
         flash_attention: bool | None = None,
         kv_unified: bool = False,
         rows_alone: bool = False,
+        embeddings: bool = False,
+        pooling: str | None = None,
     ) -> None:
         library = load_library()
         lib = library.lib
@@ -99,17 +122,47 @@ class Context(Handle):
         params.no_perf = True
         self.model = model
         self.kv_unified = kv_unified
+        self.embeddings = embeddings
         self._rows_alone = rows_alone
         if model.is_vocab_only:
             raise ContextError(f"{model.path.name} was loaded for its vocabulary alone: it cannot decode")
+        params.embeddings = embeddings
+        if n_seq_max > (min(n_batch, n_ctx) if model.is_causal else n_batch):
+            # llama.cpp would abort the process.
+            raise ContextError(f"{n_seq_max} sequences are more than a batch of {n_batch} tokens holds")
+        self._check_pooling(model, pooling)
+        params.pooling_type = getattr(lib, f"LLAMA_POOLING_TYPE_{(pooling or 'unspecified').upper()}")
         with library.complaints() as complaints:
             pointer = lib.llama_init_from_model(model.pointer, params)
         if not pointer:
             reason = " | ".join(complaints) or "it gave no reason"
             raise ContextError(f"llama.cpp cannot make a context of {n_ctx} tokens for {model.path.name}: {reason}")
-        super().__init__(library, pointer, lib.llama_free)
+        super().__init__(library, pointer, lib.llama_free, model)
         model.dependents.add(self)
         self._row_bytes = model.n_vocab * np.dtype(np.float32).itemsize
+        self._has_cache = bool(lib.llama_get_memory(pointer))
+        # What must be computed in one piece: attention that looks ahead, and a pooling over all of a sequence.
+        is_whole = not (self._has_cache and lib.llama_get_causal_attn(pointer))
+        self._most_at_once = self.n_ubatch if is_whole or (embeddings and self.pooling in ("mean", "cls")) else None
+        self._positions = model.n_ctx_train if model.architecture in _LEARNED_POSITIONS else None
+        self._n_seq_max = self.n_seq_max
+        self._n_computed = 0
+        self._adapters: tuple[Adapter, ...] = ()
+        if self._most_at_once and self._has_cache and n_seq_max > 1 and not kv_unified:
+            # llama.cpp would cut the longer ones of several streams, and pool their ends alone.
+            raise ContextError("embeddings of several sequences at once need kv_unified for this model and pooling")
+
+    def _check_pooling(self, model: Model, pooling: str | None) -> None:
+        """Raises for a pooling, asked for or named by the model, that llama.cpp would take and make nonsense of."""
+        trained = model.pooling if self.embeddings else None
+        if pooling is None:
+            return
+        if not self.embeddings:
+            raise ValueError(f"a pooling, {pooling!r}, is for a context with embeddings")
+        if pooling not in POOLINGS.values():
+            raise ValueError(f"{pooling!r} is none of {', '.join(POOLINGS.values())}")
+        if pooling == "rank" and trained != "rank":
+            raise ValueError(f"{model.path.name} was not made for ranking: it has no head that scores")
 
     @property
     def n_ctx_seq(self) -> int:
@@ -121,16 +174,68 @@ class Context(Handle):
         """The most tokens in one decode: what was asked for, or ``n_ctx`` if that is less."""
         return int(self._lib.llama_n_batch(self.pointer))
 
-    def decode(self, batch: Batch) -> None:
-        """Compute a batch; the logits asked for are there afterwards.
+    @property
+    def n_ubatch(self) -> int:
+        """The most tokens computed at once: what was asked for, or :attr:`n_batch` if that is less."""
+        return int(self._lib.llama_n_ubatch(self.pointer))
 
-        Raises NoSlotError if the KV cache has no room, with the cache as it was, and DecodeError for the rest.
+    @property
+    def n_seq_max(self) -> int:
+        """The number of sequences."""
+        return int(self._lib.llama_n_seq_max(self.pointer))
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether it keeps what it computed of a sequence: encoders such as BERT compute each batch by itself."""
+        return self._has_cache
+
+    @property
+    def pooling(self) -> str:
+        """How the vectors of tokens become one of a sequence: "none", "mean", "cls", "last" or "rank"."""
+        return POOLINGS[int(self._lib.llama_pooling_type(self.pointer))]
+
+    def decode(self, batch: Batch) -> None:
+        """Compute a batch; the logits asked for, or the embeddings, are there afterwards.
+
+        Raises NoSlotError if the KV cache has no room, with the cache as it was, and DecodeError for the rest: also
+        for a batch of more than :attr:`n_ubatch` tokens, or one that continues a sequence, where the model or the
+        pooling wants all of a sequence at once.
         """
-        if len(batch) > self.n_batch:
-            # llama.cpp would abort the process.
-            raise DecodeError(f"a batch of {len(batch)} tokens is more than this context's {self.n_batch}", -1)
-        self._library.compute_rows_alone(self._rows_alone)
+        self._check(batch, self._most_at_once)
         _check_decoded(self._lib.llama_decode(self.pointer, batch.struct[0]))
+        self._n_computed = len(batch)
+
+    def encode(self, batch: Batch) -> None:
+        """Compute a batch with the model's encoder, each sequence by itself, for models that have one, such as T5's.
+
+        Encoders without a decoder, such as BERT, take either of both. Raises DecodeError.
+        """
+        self._check(batch, self.n_ubatch)
+        _check_decoded(self._lib.llama_encode(self.pointer, batch.struct[0]), "llama_encode")
+        self._n_computed = len(batch)
+
+    def _check(self, batch: Batch, most_at_once: int | None) -> None:
+        """Raises DecodeError where llama.cpp would abort the process or compute nonsense."""
+        for adapter in self._adapters:
+            if adapter.is_closed:
+                raise ContextError(f"the adapter {adapter.path.name} of this context was closed already")
+        if len(batch) > self.n_batch:
+            raise DecodeError(f"a batch of {len(batch)} tokens is more than this context's {self.n_batch}", -1)
+        if most_at_once is not None:
+            if len(batch) > most_at_once:
+                raise DecodeError(
+                    f"a batch of {len(batch)} tokens must be computed at once, but n_ubatch is {most_at_once}", -1
+                )
+            if batch.continues:
+                raise DecodeError("a sequence of this model or pooling must be in one batch, from position 0 on", -1)
+        if self._positions is not None and batch.last_position >= self._positions:
+            raise DecodeError(
+                f"position {batch.last_position} is beyond the {self._positions} that the model was trained for", -1
+            )
+        if self.embeddings:
+            batch.output_all()
+        self._n_computed = 0
+        self._library.compute_rows_alone(self._rows_alone)
 
     def logits(self, index: int) -> NDArray[np.float32]:
         """The logits at that index of the last batch, shape (n_vocab,): llama.cpp's memory until the next decode.
@@ -144,12 +249,79 @@ class Context(Handle):
             raise IndexError(f"the last batch has no logits at index {index}")
         return np.frombuffer(self._ffi.buffer(row, self._row_bytes), np.float32)
 
+    def embedding(self, sequence: int) -> NDArray[np.float32]:
+        """The pooled vector of a sequence of the last batch: llama.cpp's memory until the next one, not normalised.
+
+        Shape (n_embd_out,), and (n_cls_out,) of scores where the pooling is "rank". Raises IndexError if the batch
+        had no token of it, and ContextError if this context pools nothing.
+        """
+        pooling = self.pooling
+        if not self.embeddings or pooling == "none":
+            raise ContextError("this context makes no embeddings of sequences: it wants embeddings and a pooling")
+        row = self._lib.llama_get_embeddings_seq(self.pointer, sequence)
+        if not row:
+            raise IndexError(f"the last batch has no embedding of sequence {sequence}")
+        return self._floats(row, self.model.n_cls_out if pooling == "rank" else self.model.n_embd_out)
+
+    def token_embedding(self, index: int) -> NDArray[np.float32]:
+        """The vector at that index of the last batch, shape (n_embd_out,): llama.cpp's memory until the next one.
+
+        Raises IndexError if the batch had no such token, and ContextError if this context makes none or pools them.
+        """
+        if not 0 <= index < self._n_computed:
+            raise IndexError(f"the last batch has no embedding at index {index}")
+        row: NDArray[np.float32] = self.token_embeddings()[index]
+        return row
+
+    def token_embeddings(self) -> NDArray[np.float32]:
+        """The vectors of all tokens of the last batch, in its order, shape (tokens, n_embd_out): llama.cpp's memory
+        until the next one. Raises ContextError if this context makes none or pools them."""
+        if not self.embeddings or self.pooling != "none":
+            raise ContextError('this context makes no embeddings of tokens: it wants embeddings and pooling="none"')
+        width = self.model.n_embd_out
+        if not self._n_computed:
+            return np.empty((0, width), np.float32)
+        # Every token was an output, so that llama.cpp keeps them in one piece.
+        return self._floats(self._lib.llama_get_embeddings_ith(self.pointer, 0), self._n_computed * width).reshape(
+            -1, width
+        )
+
+    def _floats(self, row: Any, count: int) -> NDArray[np.float32]:
+        return np.frombuffer(self._ffi.buffer(row, count * np.dtype(np.float32).itemsize), np.float32)
+
+    def use_adapters(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
+        """Compute with these LoRA adapters from now on, each with its scale; with none of them if empty.
+
+        What the KV cache holds was computed without: forget it, unless the adapters are the same as before.
+        Raises ValueError for an adapter of another model, named twice, or with a scale that is no number.
+        """
+        for adapter, scale in adapters:
+            if adapter.model is not self.model:
+                raise ValueError(f"the adapter {adapter.path.name} was loaded for another model")
+            if not math.isfinite(scale):
+                raise ValueError(f"the scale {scale} of {adapter.path.name} is no number")
+        chosen = tuple(adapter for adapter, _ in adapters)
+        if len(set(chosen)) < len(chosen):
+            raise ValueError("an adapter is named twice")
+        pointers = self._ffi.new("struct llama_adapter_lora *[]", [adapter.pointer for adapter in chosen])
+        scales = self._ffi.new("float[]", [scale for _, scale in adapters])
+        self._lib.llama_set_adapters_lora(self.pointer, pointers, len(chosen), scales)
+        self._adapters = chosen
+        for adapter in chosen:
+            adapter.users.add(self)
+
+    def let_go(self, adapter: Adapter) -> None:
+        """Let llama.cpp forget an adapter that is about to be freed; until others are set, decoding is an error."""
+        if adapter in self._adapters and not self.is_closed:
+            self._lib.llama_set_adapters_lora(self.pointer, self._ffi.NULL, 0, self._ffi.NULL)
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Let ``target``, which must be empty, begin with the first ``length`` tokens of ``source``.
 
         With ``kv_unified`` both then share these cells. Else the next decode copies the source's whole part of the
-        cache first: between parts llama.cpp copies nothing less.
+        cache first: between parts llama.cpp copies nothing less. Raises IndexError for a sequence that is not there.
         """
+        self._check_sequences(source, target)
         memory = self._lib.llama_get_memory(self.pointer)
         if self.kv_unified:
             self._lib.llama_memory_seq_cp(memory, source, target, 0, length)
@@ -158,15 +330,26 @@ class Context(Handle):
             self.forget(target, keep=length)
 
     def forget(self, sequence: int, *, keep: int = 0) -> None:
-        """Remove a sequence from the KV cache, save its first ``keep`` tokens."""
+        """Remove a sequence from the KV cache, save its first ``keep`` tokens. Raises IndexError if there is none."""
+        self._check_sequences(sequence)
         self._lib.llama_memory_seq_rm(self._lib.llama_get_memory(self.pointer), sequence, keep, -1)
 
+    def clear(self) -> None:
+        """Remove all sequences from the KV cache; what comes next is put where the first ones were."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self.pointer), False)
 
-def _check_decoded(code: int) -> None:
-    """Turns what llama_decode returned into an exception, as llama.h documents it."""
+    def _check_sequences(self, *sequences: int) -> None:
+        """Raises IndexError where llama.cpp would abort the process."""
+        for sequence in sequences:
+            if not 0 <= sequence < self._n_seq_max:
+                raise IndexError(f"no sequence {sequence}: this context has {self._n_seq_max}")
+
+
+def _check_decoded(code: int, function: str = "llama_decode") -> None:
+    """Turns what llama_decode or llama_encode returned into an exception, as llama.h documents it."""
     if code == 0:
         return
     if code == 1:
         raise NoSlotError("no room in the KV cache for this batch", code)
     reason = {2: "it was aborted", -1: "the batch is invalid"}.get(code, "a fatal error, see the log")
-    raise DecodeError(f"llama_decode returned {code}: {reason}", code)
+    raise DecodeError(f"{function} returned {code}: {reason}", code)

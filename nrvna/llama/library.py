@@ -20,6 +20,9 @@ from nrvna.llama.location import BUILD_COMMAND, KERNELS, Build, find_build, modu
 
 log = logging.getLogger("nrvna.llama")
 
+# What llama.cpp warns of although it is what was asked for.
+_ASKED_FOR = ("model default pooling_type is",)
+
 
 @dataclass(frozen=True)
 class Device:
@@ -135,7 +138,8 @@ class _Logger:
                 self.listeners[-1].append(line.strip())
                 log.debug("%s", line)
             else:
-                log.log(self._level, "%s", line)
+                asked_for = any(words in line for words in _ASKED_FOR)
+                log.log(logging.DEBUG if asked_for else self._level, "%s", line)
 
 
 _loaded: Library | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,36 @@ from nrvna.errors import (
     TemplateError,
     TokenizeError,
 )
+from nrvna.llama.gguf import MAGIC
 from nrvna.llama.handle import Handle
 from nrvna.llama.library import load_library
+from nrvna.llama.stack import call_on_stack
 
-_MAGIC = b"GGUF"
+# How a model says that vectors of tokens become one of the whole input; the numbers of the file.
+POOLINGS = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
+# Architectures that look at all of a text at once, also where their files do not say so.
+_NON_CAUSAL = ("gemma-embedding", "dream", "llada", "rnd1", "wavtokenizer-dec")
+# The keys of "general.sampling" that llama.cpp reads, and what its options call them.
+_RECOMMENDED: dict[str, tuple[str, Callable[[str], str | float]]] = {
+    "sequence": ("samplers", str),
+    "temp": ("temp", float),
+    "top_k": ("top_k", int),
+    "top_p": ("top_p", float),
+    "min_p": ("min_p", float),
+    "xtc_probability": ("xtc_probability", float),
+    "xtc_threshold": ("xtc_threshold", float),
+    "penalty_last_n": ("repeat_last_n", int),
+    "penalty_repeat": ("repeat_penalty", float),
+    "mirostat": ("mirostat", int),
+    "mirostat_tau": ("mirostat_ent", float),
+    "mirostat_eta": ("mirostat_lr", float),
+}
 # How llama.cpp words a file that ends too early: in the header, or in the weights.
 _CUT_SHORT = ("not within the file bounds", "failed to read")
+# Many models' pre-tokenizers are std::regex, which in libstdc++ recurses once for each character of a match, by 327
+# bytes as measured: a run of 26,000 letters overflows the usual 8 MiB, and the process dies.
+_STACK_A_CHARACTER = 512
+_SHALLOW_TEXT = 4096
 
 
 class Model(Handle):
@@ -96,6 +121,7 @@ class Model(Handle):
 
     @property
     def n_params(self) -> int:
+        """The number of weights."""
         return int(self._lib.llama_model_n_params(self.pointer))
 
     @property
@@ -111,8 +137,60 @@ class Model(Handle):
     @property
     def is_generative(self) -> bool:
         """Whether it is a plain decoder: encoders and encoder-decoders do not continue a text."""
-        lib, pointer = self._lib, self.pointer
-        return bool(lib.llama_model_has_decoder(pointer) and not lib.llama_model_has_encoder(pointer))
+        return self.has_decoder and not self.has_encoder and self.is_causal
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token sees only those before it, as in models that continue a text; BERT and its like do not."""
+        if self.metadata.get(f"{self.architecture}.attention.causal") == "false":
+            return False
+        return "bert" not in self.architecture and not self.architecture.startswith(_NON_CAUSAL)
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether a part of it reads the whole input first, as in T5. BERT and its like have none in this sense."""
+        return bool(self._lib.llama_model_has_encoder(self.pointer))
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether :meth:`Context.decode` can run it: all models but the encoder of a T5 by itself."""
+        return bool(self._lib.llama_model_has_decoder(self.pointer))
+
+    @property
+    def n_embd(self) -> int:
+        """The width of the model's vectors, those of its input."""
+        return int(self._lib.llama_model_n_embd(self.pointer))
+
+    @property
+    def n_embd_out(self) -> int:
+        """The width of its embeddings: :attr:`n_embd` but for models with a projection behind the last layer."""
+        return int(self._lib.llama_model_n_embd_out(self.pointer))
+
+    @property
+    def pooling(self) -> str | None:
+        """How it was trained to make one vector of an input's: "mean", "cls", "last", "rank" (a score), "none".
+
+        None where it does not say, as models that were not made for embeddings.
+        Raises ModelFormatError for a number that llama.cpp does not know: it would abort the process.
+        """
+        number = self.metadata.get(f"{self.architecture}.pooling_type")
+        if number in (None, "-1", str(2**32 - 1)):
+            return None
+        found = {str(key): name for key, name in POOLINGS.items()}.get(number)
+        if found is None:
+            raise ModelFormatError(f"{self.path.name} names the pooling {number}, which llama.cpp does not know")
+        return found
+
+    @property
+    def n_cls_out(self) -> int:
+        """How many scores it gives an input; 0 unless it is made to rank or to classify."""
+        return int(self._lib.llama_model_n_cls_out(self.pointer)) if self.pooling == "rank" else 0
+
+    @property
+    def labels(self) -> list[str]:
+        """What its scores stand for, in their order; "" where the file does not say."""
+        label = self._lib.llama_model_cls_label
+        return [self._library.string(label(self.pointer, index)) for index in range(self.n_cls_out)]
 
     @property
     def has_plain_cache(self) -> bool:
@@ -130,6 +208,18 @@ class Model(Handle):
             )
             for i in range(lib.llama_model_meta_count(pointer))
         }
+
+    @property
+    def recommended_sampling(self) -> dict[str, str | float]:
+        """The sampling that the model's authors recommend in the file, by the names of llama.cpp's options.
+
+        Nothing here applies it, and it is as unchecked as the file is; what is no number is left out.
+        """
+        found: dict[str, str | float] = {}
+        for key, (name, kind) in _RECOMMENDED.items():
+            with suppress(KeyError, ValueError):
+                found[name] = kind(self.metadata[f"general.sampling.{key}"])
+        return found
 
     def kv_cache_bytes(self, n_ctx: int) -> int:
         """About what the KV cache of ``n_ctx`` cells takes in f16, every layer attending to all of them.
@@ -155,6 +245,7 @@ class Model(Handle):
 
     @property
     def n_vocab(self) -> int:
+        """The number of tokens: their ids go from 0 to ``n_vocab - 1``."""
         return int(self._lib.llama_vocab_n_tokens(self._vocab))
 
     @property
@@ -172,14 +263,60 @@ class Model(Handle):
         """The end-of-sequence token, if the vocabulary has one."""
         return self._token_or_none(self._lib.llama_vocab_eos(self._vocab))
 
+    @property
+    def sep(self) -> int | None:
+        """The token that parts two texts, if the vocabulary has one."""
+        return self._token_or_none(self._lib.llama_vocab_sep(self._vocab))
+
+    @property
+    def adds_eos(self) -> bool:
+        """Whether tokenising with ``add_special`` puts the end-of-sequence token last."""
+        return bool(self._lib.llama_vocab_get_add_eos(self._vocab))
+
+    @property
+    def adds_sep(self) -> bool:
+        """Whether a separator goes between two texts."""
+        return bool(self._lib.llama_vocab_get_add_sep(self._vocab))
+
     def is_end(self, token: int) -> bool:
         """Whether the token ends a generation: end of sequence, of turn, of message."""
         return bool(self._lib.llama_vocab_is_eog(self._vocab, token))
+
+    def is_control(self, token: int) -> bool:
+        """Whether the token steers the model and stands for no text: a beginning, an end, a role.
+
+        Raises TokenizeError for an id that is not in the vocabulary.
+        """
+        self._check_token(token)
+        return bool(self._lib.llama_vocab_is_control(self._vocab, token))
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """All tokens that end a generation."""
         return tuple(token for token in range(self.n_vocab) if self.is_end(token))
+
+    @cached_property
+    def special(self) -> dict[int, str]:
+        """Control, user-defined and unknown tokens with the text that names them.
+
+        :meth:`tokenize` takes them out of a text as a whole: user-defined ones always, the others if it parses them.
+        """
+        vocab, attributes = self._vocab, self._lib.llama_vocab_get_attr
+        wanted = (
+            self._lib.LLAMA_TOKEN_ATTR_CONTROL
+            | self._lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+            | self._lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        )
+        return {
+            token: self.piece(token, special=True).decode("utf-8", "replace")
+            for token in range(self.n_vocab)
+            if attributes(vocab, token) & wanted
+        }
+
+    def is_unknown(self, token: int) -> bool:
+        """Whether the token stands for what the vocabulary has no token for."""
+        self._check_token(token)
+        return bool(self._lib.llama_vocab_get_attr(self._vocab, token) & self._lib.LLAMA_TOKEN_ATTR_UNKNOWN)
 
     @property
     def suppressed(self) -> list[int]:
@@ -191,9 +328,22 @@ class Model(Handle):
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of a text. ``parse_special`` lets text such as "<|im_end|>" become the control token it names.
 
-        Raises TokenizeError if llama.cpp cannot.
+        ``add_special`` puts the tokens around it that the model wants at the ends of a text, and nothing where it
+        wants none. What the vocabulary has no token for is left out or becomes its unknown token: llama.cpp does not
+        say so. The empty text is no tokens, save those. A NUL is a character like another.
+
+        Raises TokenizeError if the text is no UTF-8 (a lone surrogate) or llama.cpp cannot.
         """
-        data = text.encode()
+        if len(text) <= _SHALLOW_TEXT:
+            return self._tokenize(text, add_special, parse_special)
+        try:
+            size = _STACK_A_CHARACTER * len(text)
+            return call_on_stack(size, lambda: self._tokenize(text, add_special, parse_special))
+        except MemoryError as error:
+            raise TokenizeError(f"no memory to tokenise a text of {len(text)} characters: {error}") from error
+
+    def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        data = _encode(text)
         room = len(data) + 8
         while True:
             tokens = self._ffi.new("llama_token[]", room)
@@ -213,7 +363,11 @@ class Model(Handle):
         return self._read_bytes(self._lib.llama_token_to_piece, self._vocab, token, tail=(0, special))
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
-        """The text of some tokens, what is no UTF-8 replaced. Raises TokenizeError for an unknown id."""
+        """The text of some tokens, what is no UTF-8 replaced. Raises TokenizeError for an unknown id.
+
+        This is llama.cpp's own function, which for some vocabularies takes spaces away: one at the beginning
+        (SentencePiece), and those before punctuation (Llama 3, GPT-2, BERT). Pieces, joined, are what was said.
+        """
         for token in tokens:
             self._check_token(token)
         array = self._ffi.new("llama_token[]", list(tokens))
@@ -227,20 +381,29 @@ class Model(Handle):
         """The model's own template, in Jinja."""
         return self._library.string(self._lib.llama_model_chat_template(self.pointer, self._ffi.NULL)) or None
 
+    @property
+    def rerank_template(self) -> str | None:
+        """How a reranker wants query and document put together, with "{query}" and "{document}" in it, if it says."""
+        return self._library.string(self._lib.llama_model_chat_template(self.pointer, b"rerank")) or None
+
     def apply_chat_template(
         self, messages: Sequence[tuple[str, str]], *, template: str | None = None, add_assistant: bool = True
     ) -> str:
         """Messages, as (role, content), in the form that the model was trained on.
 
         This is llama.cpp's own function. It runs no Jinja: it recognises some dozens of template families.
+        ``template`` is one of :func:`chat_template_families`, or a template in Jinja; None is the model's own.
 
-        Raises TemplateError if there is no template or llama.cpp does not know its family.
+        Raises TemplateError if there is no template, llama.cpp does not know its family or a message holds a NUL, and
+        TokenizeError if a message is no UTF-8.
         """
         template = template or self.chat_template
         if template is None:
             raise TemplateError(f"{self.path.name} carries no chat template: name one, or give it plain text")
+        if any("\0" in part for message in messages for part in message):
+            raise TemplateError("a message holds a NUL, at which llama.cpp would cut it: remove it")
         kept = [
-            (self._ffi.new("char[]", role.encode()), self._ffi.new("char[]", text.encode()))
+            (self._ffi.new("char[]", _encode(role)), self._ffi.new("char[]", _encode(text)))
             for role, text in messages
         ]
         chat = self._ffi.new("llama_chat_message[]", kept)
@@ -283,6 +446,25 @@ class Model(Handle):
     @staticmethod
     def _token_or_none(token: int) -> int | None:
         return token if token >= 0 else None
+
+
+def chat_template_families() -> list[str]:
+    """The names of the chat template families that llama.cpp knows."""
+    library = load_library()
+    count = library.lib.llama_chat_builtin_templates(library.ffi.NULL, 0)
+    names = library.ffi.new("const char *[]", count)
+    library.lib.llama_chat_builtin_templates(names, count)
+    return [library.string(name) for name in names]
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise TokenizeError(
+            f"the text is no UTF-8: {half!r} at {error.start} is a lone surrogate; replace it"
+        ) from None
 
 
 # Formats that :func:`quantize` writes.
@@ -332,7 +514,7 @@ def check_file(path: Path) -> None:
         if path.is_dir():
             raise ModelNotFoundError(f"{path} is a folder: name the .gguf file in it")
         with path.open("rb") as file:
-            magic = file.read(len(_MAGIC))
+            magic = file.read(len(MAGIC))
     except ModelNotFoundError:
         raise
     except FileNotFoundError:
@@ -341,10 +523,8 @@ def check_file(path: Path) -> None:
         raise ModelNotFoundError(f"cannot read the model {path}: {error.strerror}") from error
     if not magic:
         raise ModelFormatError(f"the model {path} is empty: download it again")
-    if magic != _MAGIC:
-        raise ModelFormatError(
-            f"{path} is no GGUF model: it begins with {magic!r}, not {_MAGIC!r}; take a .gguf file"
-        )
+    if magic != MAGIC:
+        raise ModelFormatError(f"{path} is no GGUF model: it begins with {magic!r}, not {MAGIC!r}; take a .gguf file")
 
 
 def _load_error(path: Path, complaints: list[str]) -> Exception:

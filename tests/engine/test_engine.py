@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from conversations import tokens_of
 
 from nrvna.config import Config, Sampling
-from nrvna.engine.engine import Engine, Joined, Request
+from nrvna.engine.engine import Engine, Joined
 from nrvna.engine.layout import plain, streams, unified
 from nrvna.engine.runner import Runner
+from nrvna.engine.work import Request
 from nrvna.errors import JobError
 from nrvna.job import Receipt
 
@@ -70,21 +72,12 @@ def test_an_unset_seed_is_drawn_and_its_receipt_makes_the_answer_again(runner: R
 def test_the_receipt_tells_what_happened(runner: Runner) -> None:
     _, receipt = run(runner, [request("a", "Say hello.", replace(GREEDY, predict=3))])["a"]
     assert (receipt.id, receipt.finish_reason, receipt.generated_tokens) == ("a", "length", 3)
-    assert receipt.prompt_tokens == len(runner.prompts.encode("Say hello.", context=512))
+    assert receipt.prompt_tokens == len(tokens_of(runner.prompts, "Say hello.", limit=512))
     assert receipt.started and receipt.first_token
     assert receipt.queued < receipt.started <= receipt.first_token <= receipt.finished
     assert receipt.tokens_per_second and receipt.tokens_per_second > 0
     assert receipt.sampling is not None
-    assert receipt.sampling == {
-        "temp": 0.0,
-        "top_k": 40,
-        "top_p": 0.95,
-        "min_p": 0.05,
-        "repeat_penalty": 1.0,
-        "predict": 3,
-        "seed": receipt.sampling["seed"],
-        "ignore_eos": False,
-    }
+    assert receipt.sampling == asdict(replace(GREEDY, predict=3, seed=receipt.sampling["seed"]))
     assert (receipt.model, receipt.template) == ({"path": "model"}, "model")
     assert receipt.llama_cpp == runner.build.commit
     assert receipt.error is None
@@ -109,8 +102,8 @@ def test_an_answer_that_fills_the_context_says_so(model_file: Path) -> None:
 def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(runner: Runner) -> None:
     engine = Engine(runner, {})
     prompt = "word " * 600
-    tokens = len(runner.prompts.encode(prompt, context=10_000))
-    with pytest.raises(JobError, match=rf"the prompt has {tokens} tokens, but the context holds 512 .*NRVNA_CTX"):
+    tokens = len(tokens_of(runner.prompts, prompt, limit=10_000))
+    with pytest.raises(JobError, match=rf"the prompt has {tokens} tokens, but 511 fit beside the answer.*NRVNA_CTX"):
         engine.add(request("a", prompt))
     assert engine.is_idle
 
@@ -177,7 +170,7 @@ SHARED = "You are a careful librarian. " * 20
 def test_jobs_with_one_context_compute_it_once(runner: Runner) -> None:
     answers = run(runner, [request(prompt, prompt, system=SHARED) for prompt in PROMPTS])
     cached = sorted(receipt.cached_tokens or 0 for _, receipt in answers.values())
-    context = len(runner.prompts.encode("", SHARED, context=512))
+    context = len(tokens_of(runner.prompts, "", SHARED, limit=512))
     assert cached[0] == 0
     assert all(context - 16 < tokens < context + 16 for tokens in cached[1:])
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from conversations import tokens_of
+from llama_server import ask, serving_alike
 
 from nrvna.config import Config, Sampling
-from nrvna.engine.engine import Engine, Request
+from nrvna.engine.engine import Engine
 from nrvna.engine.runner import Runner
-from nrvna.llama.location import KERNELS
+from nrvna.engine.work import Request
 
 PROMPTS = [
     "Name three primes.",
@@ -34,38 +28,8 @@ SAMPLED = Sampling(temp=0.8, top_k=40, top_p=0.95, min_p=0.05, repeat_penalty=1.
 
 @pytest.fixture(scope="module")
 def server(peers: Path, model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a llama-server with the same model and attention."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    options = ["--parallel", "1", "--ctx-size", "1024", "--flash-attn", "on", "--jinja", "--threads", "2"]
-    with log.open("w") as file:
-        where = ["-m", str(model_file), "--host", "127.0.0.1", "--port", str(port)]
-        command = [str(peers / "llama-server"), *where, *options]
-        # Computed like nrvna's rows, which the others of a batch must not change.
-        rowwise = {"LD_PRELOAD": str(peers.parent / KERNELS), "NRVNA_ROWS_ALONE": "1"}
-        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **rowwise})
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()[-2000:]
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5)
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.1)
+    with serving_alike(peers, model_file, tmp_path_factory.mktemp("server") / "log") as address:
         yield address
-    finally:
-        process.kill()
-        process.wait()
-
-
-def ask(address: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as response:
-        answer: dict[str, Any] = json.load(response)
-        return answer
 
 
 Answers = dict[str, tuple[list[int], str, str]]
@@ -81,7 +45,7 @@ def answers(model_file: Path, sampling: Sampling) -> Answers:
     while not engine.is_idle:
         for event in engine.step():
             if event.receipt:
-                tokens = runner.prompts.encode(event.id, context=1024)
+                tokens = tokens_of(runner.prompts, event.id, limit=1024)
                 found[event.id] = (tokens, event.answer, event.receipt.finish_reason)
     runner.model.close()
     return found

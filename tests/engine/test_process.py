@@ -52,7 +52,7 @@ class Engine:
         os.write(self.process.stdin.fileno(), pack(message))
 
     def add(self, name: str, prompt: str, resume: Message | None = None, sampling: Sampling = SAMPLING) -> None:
-        about = {"id": name, "prompt": prompt, "queued": "", "system": None, "resume": resume}
+        about = {"id": name, "prompt": prompt, "queued": "", "system": None, "task": {}, "resume": resume}
         self.send({"add": {**about, "sampling": asdict(sampling)}})
 
     def next(self, patience_s: float = PATIENCE_S) -> Message | None:
@@ -154,7 +154,7 @@ def test_an_answer_goes_on_from_what_another_engine_told_of_it(engine: Engine) -
         return start, tokens_of(news, name), message
 
     start, tokens, whole = answer("whole", None)
-    record = {"key": start["key"], "seed": start["seed"], "tokens": tokens[:5]}
+    record = {"key": start["key"], "seed": start["seed"], "tokens": tokens[:5], "draws": [1] * 5}
     resumed, rest, done = answer("resumed", record)
     assert (resumed["kept"], rest) == (5, tokens[5:])
     assert done["answer"] == whole["answer"]

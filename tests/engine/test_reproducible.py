@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from nrvna.config import Config, Sampling
-from nrvna.engine.engine import Engine, Request
+from nrvna.engine.engine import Engine
 from nrvna.engine.reproducible import examine
 from nrvna.engine.runner import Runner
+from nrvna.engine.work import Request
 from nrvna.llama import Batch, Context, Model, quantize
 
 CONTEXT = "You answer questions about a village with a mill, a bridge and nine houses. " * 4
@@ -105,8 +106,9 @@ def test_what_is_reproducible_of_a_layout_is_found_out(model: Model) -> None:
 
 
 def test_a_layout_whose_neighbours_change_the_logits_is_found_out(model: Model) -> None:
-    layout = {"flash_attention": False, "kv_unified": True}
-    with Context(model, n_ctx=8 * 256, n_seq_max=8, threads=2, rows_alone=True, **layout) as unified:
+    with Context(
+        model, n_ctx=8 * 256, n_seq_max=8, threads=2, rows_alone=True, flash_attention=False, kv_unified=True
+    ) as unified:
         held = examine(unified, slots=8)
     assert held.again and not held.batching
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from conversations import tokens_of
 
 from nrvna.config import Config, Sampling
-from nrvna.engine.engine import Engine, Joined, Request, Start
+from nrvna.engine.engine import Engine, Joined, Start
 from nrvna.engine.runner import Runner
+from nrvna.engine.work import Request
 from nrvna.job import Receipt
 
 TOKENS = 40
@@ -26,9 +28,13 @@ MODEL = {"path": "/models/one.gguf", "size": 1, "mtime_ns": 2}
 @pytest.fixture(scope="module")
 def runner(model_file: Path) -> Iterator[Runner]:
     made = Runner(model_file, Config(parallel=4, ctx=1024, reproducible=1))
-    assert made.resumes
+    assert made.findings and made.findings.resuming
     yield made
     made.model.close()
+
+
+def record(start: Start, tokens: list[Any]) -> dict[str, Any]:
+    return {"key": start.key, "seed": start.seed, "tokens": tokens, "draws": [1] * len(tokens)}
 
 
 class Outcome(NamedTuple):
@@ -42,7 +48,7 @@ class Outcome(NamedTuple):
 
     def record(self, count: int) -> dict[str, Any]:
         """What is on record of it if it is interrupted after so many tokens."""
-        return {"key": self.start.key, "seed": self.start.seed, "tokens": self.tokens[:count]}
+        return record(self.start, self.tokens[:count])
 
 
 def run(runner: Runner, *requests: Request, model: dict[str, Any] = MODEL) -> list[Outcome]:
@@ -71,7 +77,7 @@ def request(
     resume: object = None,
     name: str | None = None,
 ) -> Request:
-    return Request(name or prompt, prompt, "", system, sampling, resume)
+    return Request(name or prompt, prompt, "", system, sampling, resume=resume)
 
 
 def start(runner: Runner, one: Request) -> Start:
@@ -111,7 +117,7 @@ def test_it_does_so_among_neighbours_and_behind_a_shared_prefix(runner: Runner) 
     )
     assert [one.answer for one in together] == [one.answer for one in wholes]
     assert [one.receipt.resumed_tokens for one in together] == cuts
-    prefix = len(runner.prompts.encode("", SHARED, context=1024))
+    prefix = len(tokens_of(runner.prompts, "", SHARED, limit=1024))
     cached = sorted(one.receipt.cached_tokens or 0 for one in together)
     assert cached[0] == 0
     assert all(prefix - 16 < tokens < prefix + 16 for tokens in cached[1:])
@@ -205,6 +211,8 @@ def test_answers_with_and_without_reproducible_mode_are_kept_apart(whole: Outcom
         {"tokens": None},
         {"tokens": "abc"},
         {"tokens": {"0": 1}},
+        {"draws": [1]},
+        {"draws": [1] * 19 + [99]},
     ],
 )
 def test_a_record_that_makes_no_sense_is_passed_over(runner: Runner, whole: Outcome, record: Any) -> None:
@@ -215,17 +223,17 @@ def test_a_record_that_makes_no_sense_is_passed_over(runner: Runner, whole: Outc
 @pytest.mark.parametrize("bad", [-1, 10**6, 10**30, 1.5, None, True, "7", [1], {"a": 1}])
 def test_tokens_are_taken_up_to_the_first_that_cannot_be_one(runner: Runner, whole: Outcome, bad: object) -> None:
     tokens = [*whole.tokens[:5], bad, *whole.tokens[6:20]]
-    assert start(runner, request(resume={**whole.record(0), "tokens": tokens})) == whole.start._replace(kept=5)
+    assert start(runner, request(resume=record(whole.start, tokens))) == whole.start._replace(kept=5)
 
 
 def test_tokens_are_taken_up_to_the_one_that_would_end_the_answer(runner: Runner, whole: Outcome) -> None:
     tokens = [*whole.tokens[:5], runner.model.eos, *whole.tokens[5:]]
-    [resumed] = run(runner, request(resume={**whole.record(0), "tokens": tokens}))
+    [resumed] = run(runner, request(resume=record(whole.start, tokens)))
     assert (resumed.answer, resumed.start.kept) == (whole.answer, 5)
 
 
 def test_of_more_tokens_than_there_may_be_one_is_left_to_sample(runner: Runner, whole: Outcome) -> None:
-    [resumed] = run(runner, request(resume={**whole.record(0), "tokens": whole.tokens * 100}))
+    [resumed] = run(runner, request(resume=record(whole.start, whole.tokens * 100)))
     assert resumed.start.kept == TOKENS - 1
     assert (resumed.receipt.finish_reason, resumed.receipt.generated_tokens) == ("length", TOKENS)
 
@@ -234,7 +242,7 @@ def test_of_more_tokens_than_the_context_holds_one_is_left_to_sample(runner: Run
     endless = request("word " * 950, replace(SEEDED, predict=10_000))
     [first] = run(runner, endless)
     assert first.receipt.finish_reason == "context"
-    [resumed] = run(runner, replace(endless, resume={**first.record(0), "tokens": first.tokens * 2}))
+    [resumed] = run(runner, replace(endless, resume=record(first.start, first.tokens * 2)))
     assert resumed.start.kept == len(first.tokens)
     assert (resumed.receipt.finish_reason, resumed.answer) == ("context", first.answer)
 
@@ -242,7 +250,7 @@ def test_of_more_tokens_than_the_context_holds_one_is_left_to_sample(runner: Run
 def test_an_answer_of_one_token_has_none_to_take_over(runner: Runner) -> None:
     one = request(sampling=replace(SEEDED, predict=1))
     [first] = run(runner, one)
-    [again] = run(runner, replace(one, resume={**first.record(0), "tokens": [5, 6]}))
+    [again] = run(runner, replace(one, resume=record(first.start, [5, 6])))
     assert (again.answer, again.start.kept) == (first.answer, 0)
 
 
@@ -272,6 +280,6 @@ def test_identical_jobs_that_were_interrupted_are_one_from_there_on(runner: Runn
 
 def test_a_job_interrupted_twice_goes_on_from_what_both_attempts_made(runner: Runner, whole: Outcome) -> None:
     [second] = run(runner, request(resume=whole.record(10)))
-    again = {**second.record(0), "tokens": whole.tokens[:10] + second.tokens[:15]}
+    again = record(second.start, whole.tokens[:10] + second.tokens[:15])
     [third] = run(runner, request(resume=again))
     assert (third.answer, third.start.kept) == (whole.answer, 25)

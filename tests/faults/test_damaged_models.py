@@ -23,8 +23,9 @@ import pytest
 from processes import DaemonProcess, until
 
 from nrvna.config import Config, Sampling, engine_environment, llama_dir
-from nrvna.engine.engine import Engine, Request
+from nrvna.engine.engine import Engine
 from nrvna.engine.runner import Runner
+from nrvna.engine.work import Request
 from nrvna.errors import JobError, NrvnaError, TemplateError, TokenizeError
 from nrvna.job import JobState
 from nrvna.llama import load_library

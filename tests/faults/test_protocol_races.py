@@ -16,30 +16,20 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from claims import MODEL, claimed, receipt
 from power import in_memory
 
 import nrvna
 from nrvna import files, job
 from nrvna.errors import JobError, LostRaceError, WorkspaceError
 from nrvna.job import JobState, Receipt, new_id, order_of_time
-from nrvna.lease import Claim, Lease, cancel, recover
+from nrvna.lease import Lease, cancel, recover
 from nrvna.progress import token_line
 from nrvna.workspace import Workspace
 
 Rounds = Callable[..., int]
 Result = TypeVar("Result")
-MODEL = {"path": "/models/a.gguf", "size": 1, "mtime_ns": 1}
 PACKAGE = Path(nrvna.__file__).parents[1]
-
-
-def receipt(job_id: str) -> Receipt:
-    return Receipt(job_id, "stop", "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z", "0.1.0", generated_tokens=2)
-
-
-def claimed(lease: Lease) -> Claim:
-    claim = lease.claim()
-    assert claim is not None
-    return claim
 
 
 def within(seconds: float, work: Callable[[], Result]) -> Result:

@@ -1,14 +1,47 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from build_llama import Pin, PinnedSource, compile_kernels
+from vocabularies import SMOLLM2, VOCABULARIES, Vocabulary, vocabulary_file
 
 from nrvna.config import llama_dir
-from nrvna.llama import load_library
+from nrvna.llama import Model, load_library
 from nrvna.llama.location import KERNELS
+
+
+@pytest.fixture(scope="session")
+def source() -> Path:
+    """The pinned source of llama.cpp, fetched if it is not there."""
+    return PinnedSource(Pin.read()).tree()
+
+
+@pytest.fixture(scope="session")
+def library_folder(model_file: Path) -> Path:
+    """llama.cpp's build, for processes that load it themselves."""
+    assert model_file
+    return load_library().build.directory
+
+
+@pytest.fixture(scope="session", params=VOCABULARIES)
+def vocabulary_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def vocabulary(vocabulary_name: str, source: Path, model_file: Path) -> Iterator[Model]:
+    """Each vocabulary that llama.cpp's source ships, and SmolLM2's."""
+    file = model_file if vocabulary_name == SMOLLM2 else vocabulary_file(source, vocabulary_name)
+    with Model(file, vocab_only=True) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
+def promised(vocabulary_name: str) -> Vocabulary:
+    return VOCABULARIES[vocabulary_name]
 
 
 @pytest.fixture(scope="session", params=["as built", "AVX2"])

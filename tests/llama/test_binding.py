@@ -22,13 +22,13 @@ from nrvna.errors import (
     TemplateError,
     TokenizeError,
 )
-from nrvna.llama import Batch, Context, Model, Sampler, location, quantize
+from nrvna.llama import Batch, Context, Greedy, Model, Sampler, location, quantize
 
 TEXTS = ["Hello, world!", "  leading spaces", "naïve café — 東京 🦀", "tabs\tand\n\nnewlines\n", "x" * 5000]
 
 
 def greedy(model: Model, prompt: list[int], count: int) -> list[int]:
-    with Context(model, n_ctx=512, flash_attention=False) as ctx, Sampler(model, temp=0) as sampler:
+    with Context(model, n_ctx=512, flash_attention=False) as ctx, Sampler(model, [Greedy()]) as sampler:
         batch, tokens = Batch(512), []
         last = batch.add(prompt, position=0)
         for position in range(len(prompt), len(prompt) + count):
@@ -169,70 +169,11 @@ def test_importing_the_binding_needs_no_library(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_greedy_sampling_takes_the_likeliest_token(model: Model) -> None:
-    prompt = model.tokenize("The capital of France is")
-    with Context(model, n_ctx=256) as context, Sampler(model, temp=0) as sampler:
-        batch = Batch(64)
-        last = batch.add(prompt, position=0)
-        context.decode(batch)
-        logits = context.logits(last)
-        assert logits.shape == (model.n_vocab,)
-        assert sampler.sample(context, last) == int(np.argmax(logits))
-
-
-def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(model: Model) -> None:
-    prompt = model.tokenize("Once upon a time")
-
-    def draw(seed: int) -> list[int]:
-        flat = Sampler(model, temp=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
-        with Context(model, n_ctx=256, flash_attention=False) as context, flat as sampler:
-            batch = Batch(64)
-            last = batch.add(prompt, position=0)
-            context.decode(batch)
-            return [sampler.sample(context, last) for _ in range(20)]
-
-    assert draw(1) == draw(1)
-    assert draw(1) != draw(2)
-
-
-def test_a_repeat_penalty_lowers_what_was_accepted(model: Model) -> None:
-    prompt = model.tokenize("The capital of France is")
-    with Context(model, n_ctx=256) as context:
-        batch = Batch(64)
-        last = batch.add(prompt, position=0)
-        context.decode(batch)
-        with Sampler(model, temp=0) as plain, Sampler(model, temp=0, repeat_penalty=10.0) as penalised:
-            likeliest = plain.sample(context, last)
-            penalised.accept([likeliest])
-            assert penalised.sample(context, last) != likeliest
-
-
-# With a min-p that high one candidate is often left alone: it takes a random number too.
-@pytest.mark.parametrize(("temp", "min_p", "repeat_penalty"), [(0, 0, 1.3), (2, 0, 1), (2, 0, 1.3), (0.8, 0.5, 1.3)])
-def test_a_replayed_sampler_goes_on_as_the_one_that_sampled(
-    model: Model, temp: float, min_p: float, repeat_penalty: float
-) -> None:
-    prompt = model.tokenize("One, two, three, one, two, three, one, two")
-
-    def go_on(sampled: list[int], count: int) -> list[int]:
-        with Sampler(model, temp=temp, min_p=min_p, repeat_penalty=repeat_penalty, seed=7) as sampler:
-            sampler.accept(prompt)
-            sampler.replay(sampled)
-            return [sampler.sample(context, last) for _ in range(count)]
-
-    with Context(model, n_ctx=256, flash_attention=False) as context:
-        batch = Batch(64)
-        last = batch.add(prompt, position=0)
-        context.decode(batch)
-        tokens = go_on([], 150)
-        for cut in (1, 20, 100, 149):
-            assert go_on(tokens[:cut], 150 - cut) == tokens[cut:]
-
-
 def test_a_sequence_decodes_the_same_alone_and_beside_another(model: Model) -> None:
     prompt = model.tokenize("The capital of France is")
     alone = greedy(model, prompt, 12)
-    with Context(model, n_ctx=1024, n_seq_max=2, flash_attention=False) as context, Sampler(model, temp=0) as sampler:
+    context = Context(model, n_ctx=1024, n_seq_max=2, flash_attention=False)
+    with context, Sampler(model, [Greedy()]) as sampler:
         batch, tokens = Batch(512), []
         neighbour = model.tokenize("A list of colours: red,")
         batch.add(neighbour, position=0, sequence=1)
@@ -352,22 +293,6 @@ def test_what_is_kept_of_a_forgotten_sequence_can_be_continued(model: Model) -> 
         last = batch.add([5], position=20)
         context.decode(batch)
         assert context.logits(last).any()
-
-
-def test_a_sampler_told_to_go_on_never_ends_the_answer(model: Model) -> None:
-    with Context(model, n_ctx=256) as context, Sampler(model, temp=0, ignore_eos=True) as sampler:
-        batch = Batch(64)
-        last = batch.add(model.tokenize("<|im_end|>" * 3, parse_special=True), position=0)
-        context.decode(batch)
-        assert not model.is_end(sampler.sample(context, last))
-
-
-def test_the_largest_logit_is_what_llama_cpps_greedy_sampler_takes(model: Model) -> None:
-    with Context(model, n_ctx=256) as context, Sampler(model, temp=0) as ours, Sampler(model, top_k=1) as theirs:
-        batch = Batch(64)
-        last = batch.add(model.tokenize("The capital of France is"), position=0)
-        context.decode(batch)
-        assert ours.sample(context, last) == theirs.sample(context, last)
 
 
 def test_a_model_can_be_written_in_another_format(model_file: Path, tmp_path: Path) -> None:

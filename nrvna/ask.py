@@ -1,0 +1,115 @@
+"""What ``wrk``'s options ask of a job beside its prompt: settings of its own, and its task.
+
+Loaded only where such an option is given, or help is asked for: most prompts are queued without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from nrvna.config import MAX_SEED, SETTINGS
+from nrvna.errors import GrammarError, JobError, SettingError
+from nrvna.grammar.choices import parse_choices
+from nrvna.grammar.gbnf import check_gbnf
+from nrvna.grammar.schema import schema_to_gbnf
+from nrvna.task import EMBED, RERANK, Task
+
+MAX_COPIES = 1000
+# More does not fit a job.
+_MAX_BYTES = 16 * 1024 * 1024
+__all__ = ["MAX_COPIES", "MAX_SEED", "add_options", "copies_of", "settings_of", "task_of"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add all that a job may ask for."""
+    asks = parser.add_argument_group("what is asked")
+    asks.add_argument("--system", metavar="TEXT", help="a system message of this job's own")
+    asks.add_argument("--messages", metavar="FILE", help="earlier messages: a JSON list of {role, content}")
+    asks.add_argument("--template-kwargs", metavar="JSON", help='template variables, as {"enable_thinking": false}')
+    asks.add_argument("--raw", action="store_true", help="no chat template: the model goes on with the prompt itself")
+    asks.add_argument("--lora", metavar="NAME", help="with this adapter, of those that nrvnad was started with")
+    asks.add_argument("-n", "--copies", metavar="N", help="N answers from one prompt, each a job; seeds count up")
+    form = asks.add_mutually_exclusive_group()
+    form.add_argument("--choices", metavar="A,B", help="answer with one of these, and their probabilities")
+    form.add_argument("--schema", metavar="FILE", help="answer with JSON that follows this JSON schema; or itself")
+    form.add_argument("--grammar", metavar="FILE", help="answer in the language of this grammar (GBNF)")
+    form.add_argument("--embed", action="store_true", help="turn the prompt into a vector")
+    form.add_argument("--rerank", metavar="FILE", help="order FILE's lines by how well they answer the prompt")
+    settings = parser.add_argument_group("settings", "What nrvnad was told, otherwise for this job.")
+    for setting in SETTINGS:
+        if setting.of_job:
+            settings.add_argument(setting.option, dest=setting.field, metavar="X", help=setting.help)
+
+
+def copies_of(options: argparse.Namespace) -> int:
+    """How many jobs to make of each prompt. Raises SettingError."""
+    text = options.copies or "1"
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MAX_COPIES:
+        raise SettingError(f"-n is {text!r}, but must be a whole number from 1 to {MAX_COPIES}")
+    return int(text)
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given. Raises SettingError for a value that cannot be."""
+    return {
+        setting.field: setting.parse(text, setting.option)
+        for setting in SETTINGS
+        if setting.of_job and (text := getattr(options, setting.field)) is not None
+    }
+
+
+def task_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The task that was asked for, checked as far as that needs no model.
+
+    Raises SettingError or JobError, GrammarError among them, and OSError for a file that cannot be read.
+    """
+    about: dict[str, Any] = {"system": options.system, "raw": options.raw, "lora": options.lora}
+    if options.messages is not None:
+        about["messages"] = _json(_contents(options.messages), f"--messages {options.messages}")
+    if options.template_kwargs is not None:
+        about["template_kwargs"] = _json(options.template_kwargs, "--template-kwargs")
+    if options.choices is not None:
+        about["choices"] = parse_choices(options.choices)
+    if options.grammar is not None:
+        about["grammar"] = _contents(options.grammar)
+        _explained(f"--grammar {options.grammar}", check_gbnf, about["grammar"])
+    if options.schema is not None:
+        inline = options.schema.lstrip().startswith("{")
+        text = options.schema if inline else _contents(options.schema)
+        given_as = "--schema" if inline else f"--schema {options.schema}"
+        about["json_schema"] = _json(text, given_as)
+        _explained(given_as, schema_to_gbnf, about["json_schema"])
+    if options.embed:
+        about["kind"] = EMBED
+    if options.rerank is not None:
+        about["kind"] = RERANK
+        about["documents"] = [line for line in _contents(options.rerank).splitlines() if line.strip()]
+    return Task.from_dict(about).to_dict()
+
+
+def _explained(given_as: str, check: Any, content: object) -> None:
+    try:
+        check(content)
+    except GrammarError as error:
+        raise GrammarError(f"{given_as}: {error}") from None
+
+
+def _contents(path: str) -> str:
+    with Path(path).open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise JobError(f"{path} has more than the {_MAX_BYTES} bytes allowed")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path} is not UTF-8: byte {data[error.start]:#04x} at position {error.start}") from None
+
+
+def _json(text: str, given_as: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SettingError(f"{given_as} is no JSON: {error}") from None

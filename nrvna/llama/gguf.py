@@ -1,0 +1,114 @@
+"""The head of a GGUF file: its metadata and what tensors it holds, without their data.
+
+For files that llama.cpp would believe more than is good for the process. It is no reader of weights.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+# The format's numbers for types of values, as struct writes them.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+_MAX_DIMENSIONS, _MAX_NAME = 4, 64
+
+
+class HeaderError(ValueError):
+    """The head does not follow the format, or ends early."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """``shape`` in the file's order, rows' length first; ``type`` is ggml's number for the elements' format."""
+
+    shape: tuple[int, ...]
+    type: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """``metadata`` holds text, numbers and flags; of arrays the key alone, with None."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def read_header(path: Path) -> Header:
+    """Raises OSError if the file cannot be read and HeaderError if it is no GGUF file of today's versions."""
+    with path.open("rb") as file:
+        reader = _Reader(file, path.stat().st_size)
+        if reader.take(len(MAGIC)) != MAGIC:
+            raise HeaderError("it does not begin with GGUF")
+        version = reader.number("I")
+        if version not in _VERSIONS:
+            raise HeaderError(f"it is of version {version}, not 3")
+        n_tensors, n_keys = reader.number("Q"), reader.number("Q")
+        metadata = dict(reader.pair() for _ in range(n_keys))
+        tensors = dict(reader.tensor() for _ in range(n_tensors))
+        return Header(metadata, tensors)
+
+
+class _Reader:
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self._size = size
+
+    def take(self, count: int) -> bytes:
+        self._within(count)
+        data = self._file.read(count)
+        if len(data) < count:
+            raise HeaderError("it ends within its head")
+        return data
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(f"<{form}", self.take(struct.calcsize(form)))[0]
+
+    def string(self) -> str:
+        return self.take(self.number("Q")).decode("utf-8", "replace")
+
+    def pair(self) -> tuple[str, Any]:
+        return self.string(), self._value(self.number("I"))
+
+    def _value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self._skip_array()
+        if kind not in _SCALARS:
+            raise HeaderError(f"it has a value of the unknown type {kind}")
+        return self.number(_SCALARS[kind])
+
+    def _skip_array(self) -> None:
+        kind, count = self.number("I"), self.number("Q")
+        if kind == _STRING:
+            for _ in range(count):
+                self._skip(self.number("Q"))
+        elif kind in _SCALARS:
+            self._skip(count * struct.calcsize(_SCALARS[kind]))
+        else:
+            raise HeaderError(f"it has an array of the unknown type {kind}")
+
+    def tensor(self) -> tuple[str, Tensor]:
+        name, dimensions = self.string(), self.number("I")
+        if len(name) > _MAX_NAME:
+            raise HeaderError(f"a tensor has a name of {len(name)} characters")
+        if dimensions > _MAX_DIMENSIONS:
+            raise HeaderError(f"the tensor {name!r} has {dimensions} dimensions")
+        shape = tuple(self.number("Q") for _ in range(dimensions))
+        found = Tensor(shape, self.number("I"))
+        self.number("Q")
+        return name, found
+
+    def _skip(self, count: int) -> None:
+        self._within(count)
+        self._file.seek(count, 1)
+
+    def _within(self, count: int) -> None:
+        """A number that is wrong must not become memory."""
+        if count > self._size - self._file.tell():
+            raise HeaderError("it ends within its head")
