@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Record what llama-server samples in every case of sampler_cases.py, into golden/samplers.json.
 
-To be run again when the pinned llama.cpp, nrvna's kernels or the cases change: ``python tests/record_golden.py``.
+To be run again when the pinned llama.cpp, nrvna's kernels or the cases change: ``python tests/record_golden.py``, or
+with the names of the cases that are new.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sampler_cases import CASES, PROMPTS, of_server
 from nrvna.config import llama_dir
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.llama import Model, load_library
-from nrvna.llama.location import KERNELS_SOURCE, find_build
+from nrvna.llama.location import KERNELS_SOURCE
 
 RECORDING = Path(__file__).parent / "golden" / "samplers.json"
 
@@ -44,17 +45,23 @@ def fingerprint() -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    build = find_build(llama_dir())
+def main(names: list[str]) -> None:
     recording: dict[str, Any] = {"fingerprint": fingerprint(), "prompts": {}, "answers": {}}
+    kept: dict[str, Any] = json.loads(RECORDING.read_text()) if names else recording
+    if kept["fingerprint"] != recording["fingerprint"]:
+        sys.exit("the recording is of another build or processor: record all cases")
+    programs = load_library().build.directory / "bin"
+    encoder = PromptEncoder(Model(model_path(), vocab_only=True))
+    prompts = {prompt: tokens_of(encoder, prompt, limit=1024) for prompt in PROMPTS}
+    recording["prompts"] = prompts
     with (
         tempfile.TemporaryDirectory() as scratch,
-        serving_alike(build.directory / "bin", model_path(), Path(scratch) / "log") as address,
+        serving_alike(programs, model_path(), Path(scratch) / "log") as address,
     ):
-        encoder = PromptEncoder(Model(model_path(), vocab_only=True))
-        prompts = {prompt: tokens_of(encoder, prompt, limit=1024) for prompt in PROMPTS}
-        recording["prompts"] = prompts
         for name, case in CASES.items():
+            if names and name not in names:
+                recording["answers"][name] = kept["answers"][name]
+                continue
             print(name, flush=True)
             recording["answers"][name] = [
                 of_server(address, tokens, case.sampling, case.grammar) for tokens in prompts.values()
@@ -66,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -164,6 +164,7 @@ class Runner:
         self.findings = found = examine(self._context, slots=self.layout.slots)
         if not (found.batching and found.sharing) and repack:
             log.info("they are not with repacked weights: trying without")
+            self.prompts.close()
             self.model.close()
             self._load(path, repack=False)
             return

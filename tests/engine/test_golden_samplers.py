@@ -93,7 +93,7 @@ def test_the_recorded_tokens_are_sampled(recording: dict[str, Any], model: Model
         pytest.skip(
             f"recorded with another {', '.join(differing)}: with other bits a token may differ here and there"
         )
-    count = rounds(quick=2, ci=len(PROMPTS), long=len(PROMPTS))
+    count = rounds(quick=1, ci=5, long=len(PROMPTS))
     for number, prompt in list(enumerate(recording["prompts"].values()))[:count]:
         expected = {name: recorded[number] for name, recorded in recording["answers"].items()}
         assert answers(model, prompt, CASES) == expected
@@ -107,7 +107,7 @@ def server(peers: Path, model_file: Path, tmp_path_factory: pytest.TempPathFacto
 
 def test_the_tokens_sampled_are_those_that_the_server_samples_now(server: str, model: Model, rounds: Rounds) -> None:
     encoder = PromptEncoder(model)
-    step = rounds(quick=7, ci=1, long=1)
+    step = rounds(quick=9, ci=3, long=1)
     names = list(CASES)[3::step]
     for place, name in enumerate(names):
         prompt = tokens_of(encoder, PROMPTS[place % len(PROMPTS)], limit=_CELLS)

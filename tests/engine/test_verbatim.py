@@ -228,7 +228,7 @@ def test_ordinary_prompts_become_the_tokens_of_the_rendered_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     texts = corpus(source_tree)
-    every = rounds(quick=8, ci=2, long=1)
+    every = rounds(quick=8, ci=1, long=1)
     times = rounds(quick=1, ci=1, long=len(VOCABULARIES))
     exceptions: Counter[str] = Counter()
     compared = 0
