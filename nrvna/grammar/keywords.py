@@ -90,7 +90,7 @@ def admits(term: Term, types: set[str] | None, value: Any) -> bool:
         least, most = counts_of(term, "minLength", "maxLength")
         return least <= len(value) and (most is None or len(value) <= most)
     if kind in ("integer", "number"):
-        number = number_of(term, True, integer=False)
+        number = number_of(term, integer=False)
         return number is not None and is_within(value, number)
     return True
 
@@ -114,7 +114,7 @@ def counts_of(term: Term, least: str, most: str) -> tuple[int, int | None]:
     return low, high
 
 
-def text_of(term: Term, typed: bool) -> Text | None:
+def text_of(term: Term) -> Text | None:
     """Strings; None if none satisfies the term."""
     least, most = counts_of(term, "minLength", "maxLength")
     if most is not None and most < least:
@@ -132,8 +132,8 @@ def text_of(term: Term, typed: bool) -> Text | None:
         shorter = with_length(node, least, most)
         if shorter is None:
             refuse(place, "a grammar cannot keep this and minLength or maxLength too: put the length into it")
-        return Text(0, None, shorter, typed)
-    return Text(least, most, None, typed)
+        return Text(0, None, shorter)
+    return Text(least, most, None)
 
 
 def _pattern(place: Pointer, value: object) -> Node:
@@ -159,7 +159,7 @@ _READERS: dict[str, Callable[[Pointer, object], Node | None]] = {"pattern": _pat
 # Numbers.
 
 
-def number_of(term: Term, typed: bool, *, integer: bool) -> Number | None:
+def number_of(term: Term, *, integer: bool) -> Number | None:
     """Numbers, or integers alone; None if none satisfies the term."""
     lows: list[Bound] = []
     highs: list[Bound] = []
@@ -184,7 +184,7 @@ def number_of(term: Term, typed: bool, *, integer: bool) -> Number | None:
         low, high = low and Bound(_next_integer(low)), high and Bound(-_next_integer(Bound(-high.value, high.open)))
     if low and high and (low.value > high.value or (low.value == high.value and (low.open or high.open))):
         return None
-    return Number(integer, low, high, typed)
+    return Number(integer, low, high)
 
 
 def _decimal(place: Pointer, value: object) -> Decimal:

@@ -22,13 +22,13 @@ from nrvna.grammar.keywords import (
     types_spoken_of,
     values_of,
 )
-from nrvna.grammar.shapes import Anything, Array, Comparison, Object, Places, Shape, Values
+from nrvna.grammar.shapes import Anything, Array, Comparison, Object, Places, Shape, Unspoken, Values
 
 # Ways through anyOf and oneOf that are told apart.
 MAX_TERMS = 500
 
 # One way through a schema, and a shape that it admits.
-Alternative = tuple[Term, Shape]
+Alternative = tuple[Term, Shape | Unspoken]
 
 
 class Shapes:
@@ -66,15 +66,16 @@ class Shapes:
         if places not in self._known:
             alternatives = self._alternatives(places)
             self._check_one_of(alternatives)
-            self._known[places] = _shapes_of(alternatives)
+            shapes = [shape for shape in _shapes_of(alternatives) if not isinstance(shape, Unspoken)]
+            if not shapes:
+                refuse(places[0], "nothing satisfies this schema: its demands exclude each other")
+            self._known[places] = shapes
         return self._known[places]
 
     def _alternatives(self, places: Places) -> list[Alternative]:
         if places not in self._found:
             terms = self._terms_of_all(places, ())
             self._found[places] = [(term, shape) for term in terms for shape in self._shapes(term)]
-            if not self._found[places]:
-                refuse(places[0], "nothing satisfies this schema: its demands exclude each other")
         return self._found[places]
 
     # Terms.
@@ -130,32 +131,33 @@ class Shapes:
 
     # Shapes.
 
-    def _shapes(self, term: Term) -> list[Shape]:
+    def _shapes(self, term: Term) -> list[Shape | Unspoken]:
         types = types_of(term)
         values = values_of(term)
         if values is not None:
             admitted = tuple(value for value in values if admits(term, types, value))
             return [Values(admitted)] if admitted else []
-        typed = types is not None
+        unspoken: list[Unspoken] = []
         if types is None:
             # Such schemas speak of one type and mean that one, though others would satisfy them.
             types = types_spoken_of(term)
             if not types:
                 return [Anything()]
+            unspoken.append(Unspoken(frozenset(types)))
         constants: list[Any] = [None] if "null" in types else []
         constants += [True, False] if "boolean" in types else []
         found: list[Shape | None] = [Values(tuple(constants)) if constants else None]
         if "string" in types:
-            found.append(text_of(term, typed))
+            found.append(text_of(term))
         if "number" in types or "integer" in types:
-            found.append(number_of(term, typed, integer="number" not in types))
+            found.append(number_of(term, integer="number" not in types))
         if "array" in types:
-            found.append(self._array(term, typed))
+            found.append(self._array(term))
         if "object" in types:
-            found.append(self._object(term, typed))
-        return [shape for shape in found if shape is not None]
+            found.append(self._object(term))
+        return [*(shape for shape in found if shape is not None), *unspoken]
 
-    def _array(self, term: Term, typed: bool) -> Array | None:
+    def _array(self, term: Term) -> Array | None:
         least, most = counts_of(term, "minItems", "maxItems")
         firsts: list[list[Pointer]] = []
         rests: list[Pointer | None] = []
@@ -179,7 +181,7 @@ class Shapes:
             most = min(count, count if most is None else most)
         if most is not None and most < least:
             return None
-        return Array(tuple(places[:most]), self.canonical(said), least, most, cut, typed)
+        return Array(tuple(places[:most]), self.canonical(said), least, most, cut)
 
     def _items(self, place: Pointer, schema: dict[str, Any]) -> tuple[list[Pointer], Pointer | None]:
         """The places of the first items, and that of the others if the schema names one."""
@@ -192,7 +194,7 @@ class Shapes:
         first = [child(place, listed, number) for number in range(len(schema[listed]))]
         return first, child(place, others) if others in schema else None
 
-    def _object(self, term: Term, typed: bool) -> Object | None:
+    def _object(self, term: Term) -> Object | None:
         names: dict[str, None] = {}
         required: dict[str, Pointer] = {}
         for place, schema in term.facts:
@@ -226,7 +228,7 @@ class Shapes:
                 impossible.add(name)
             else:
                 places[name] = found
-        return Object(places, frozenset(required), other, frozenset(impossible), typed)
+        return Object(places, frozenset(required), other, frozenset(impossible))
 
     # oneOf: an alternative may only be taken if no other one holds as well.
 
@@ -264,6 +266,6 @@ def _both(terms: list[Term], more: list[Term], place: Pointer) -> list[Term]:
     return found
 
 
-def _shapes_of(alternatives: list[Alternative]) -> list[Shape]:
+def _shapes_of(alternatives: list[Alternative]) -> list[Shape | Unspoken]:
     # By what they look like: True and 1 are equal in Python.
     return list({repr(shape): shape for _, shape in alternatives}.values())

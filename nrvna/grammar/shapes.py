@@ -25,22 +25,17 @@ class Values(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A string of so many characters, with a pattern or without.
-
-    ``typed`` here and below: the schema demands the type, and does not only speak of it.
-    """
+    """A string of so many characters, with a pattern or without."""
 
     least: int
     most: int | None
     pattern: Node | None
-    typed: bool = True
 
 
 class Number(NamedTuple):
     integer: bool
     low: Bound | None
     high: Bound | None
-    typed: bool = True
 
 
 class Array(NamedTuple):
@@ -54,7 +49,6 @@ class Array(NamedTuple):
     least: int
     most: int | None
     cut: bool
-    typed: bool = True
 
 
 class Object(NamedTuple):
@@ -67,34 +61,45 @@ class Object(NamedTuple):
     required: frozenset[str]
     other: Places | None
     impossible: frozenset[str]
-    typed: bool = True
 
 
 class Anything(NamedTuple):
     """Any JSON value."""
 
 
+class Unspoken(NamedTuple):
+    """Values of other types than these: the schema lets them be, but does not speak of them, so none is made."""
+
+    types: frozenset[str]
+
+
 Shape = Values | Text | Number | Array | Object | Anything
+_TYPE_NAMES: dict[type, str] = {Text: "string", Number: "number", Array: "array", Object: "object"}
 
 
 class Comparison:
     """Tells shapes apart, as far as that can be told in sensible time. ``shapes_of`` are those of properties."""
 
-    def __init__(self, shapes_of: Callable[[Places], list[Shape]]) -> None:
+    def __init__(self, shapes_of: Callable[[Places], list[Shape | Unspoken]]) -> None:
         self._shapes_of = shapes_of
         self._left = _MAX_COMPARISONS
 
-    def exclude(self, shape: Shape, other: Shape, depth: int = _COMPARED_DEPTH) -> bool:
+    def exclude(self, shape: Shape | Unspoken, other: Shape | Unspoken, depth: int = _COMPARED_DEPTH) -> bool:
         """Whether no text that is made for a shape satisfies the schema of another one."""
         self._left -= 1
         if self._left < 0:
             return False
+        if isinstance(shape, Unspoken):
+            # No text is made for it.
+            return True
         if isinstance(shape, Values):
-            return all(_cannot_be(value, other, made=False) for value in shape.values)
+            return all(_cannot_be(value, other) for value in shape.values)
         if isinstance(other, Values):
-            return all(_cannot_be(value, shape, made=True) for value in other.values)
+            return all(_cannot_be(value, shape) for value in other.values)
         if isinstance(shape, Anything) or isinstance(other, Anything):
             return False
+        if isinstance(other, Unspoken):
+            return _TYPE_NAMES[type(shape)] in other.types
         if isinstance(shape, Number) and isinstance(other, Number):
             return _are_apart(shape, other) or _are_apart(other, shape)
         if isinstance(shape, Text) and isinstance(other, Text):
@@ -103,7 +108,7 @@ class Comparison:
             return _counts_are_apart((shape.least, shape.most), (other.least, None if other.cut else other.most))
         if isinstance(shape, Object) and isinstance(other, Object):
             return self._exclude_objects(shape, other, depth)
-        return other.typed
+        return True
 
     def _exclude_objects(self, shape: Object, other: Object, depth: int) -> bool:
         if shape.other is None and other.required - shape.properties.keys():
@@ -121,19 +126,23 @@ class Comparison:
         )
 
 
-def _cannot_be(value: Any, shape: Shape, *, made: bool) -> bool:
-    """Whether a value cannot satisfy a shape's schema, or be ``made`` for the shape, as far as can be told."""
+def _cannot_be(value: Any, shape: Shape | Unspoken) -> bool:
+    """Whether a value is none of a shape's, as far as can be told."""
     kind = type_of(value)
-    if isinstance(shape, Values):
-        return identity(value) not in set(map(identity, shape.values))
-    if isinstance(shape, Text) and kind == "string":
-        least, most = _lengths(shape)
-        return len(value) < least or (most is not None and len(value) > most)
-    if isinstance(shape, Number) and kind in ("integer", "number"):
-        return not is_within(value, shape) or (shape.integer and kind != "integer")
-    if isinstance(shape, Anything) or (type(shape).__name__.lower() == kind):
-        return False
-    return made or shape.typed
+    match shape:
+        case Values(values):
+            return identity(value) not in set(map(identity, values))
+        case Text() if kind == "string":
+            least, most = _lengths(shape)
+            return len(value) < least or (most is not None and len(value) > most)
+        case Number(integer) if kind in ("integer", "number"):
+            return not is_within(value, shape) or (integer and kind != "integer")
+        case Unspoken(types):
+            return ("number" if kind == "integer" else kind) in types
+        case Anything():
+            return False
+        case _:
+            return kind != _TYPE_NAMES[type(shape)]
 
 
 def type_of(value: Any) -> str:

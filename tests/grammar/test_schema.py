@@ -659,6 +659,7 @@ def test_long_strings_and_arrays_are_counted(limit: int, least: int, admits: Adm
         ({"type": "array", "oneOf": [{"prefixItems": [{}]}, {"minItems": 2, "items": {}}]}, "#/oneOf: alternative"),
         ({"oneOf": [{"properties": {"a": {"$ref": "#"}}, "required": ["a"]}, {"properties": {"a": {"$ref": "#"}}}]},
          "#/oneOf: alternatives 0 and 1 may both hold"),
+        ({"oneOf": [{"type": "null"}, {"required": ["a"], "properties": {"a": False}}]}, "#/oneOf: alternatives 0"),
         ({"oneOf": [True, {"type": "null"}]}, "#/oneOf: alternatives 0 and 1 may both hold"),
         ([], "#: a schema is an object, true or false, not []"),
         ({"const": float("nan")}, "nan is no number in JSON"),
