@@ -85,7 +85,7 @@ def test_a_stop_string_ends_the_answer_before_it_and_the_receipt_names_it(runner
 
 
 def test_an_answer_does_not_end_before_its_least_tokens(runner: Runner) -> None:
-    prompt, sampling = "Say yes.", replace(GREEDY, predict=200)
+    prompt, sampling = "What is the capital of France?", replace(GREEDY, predict=80)
     short = run(runner, request(prompt=prompt, sampling=sampling))["a"].receipt
     assert short and short.finish_reason == "stop" and short.generated_tokens
     least = short.generated_tokens + 20
@@ -310,19 +310,21 @@ def test_an_answer_interrupted_in_thought_or_behind_it_goes_on_to_the_same_bytes
 # Too long.
 
 
-def test_a_prompt_that_is_too_long_is_shortened_as_asked_and_the_receipt_says_so(runner: Runner) -> None:
+@pytest.mark.parametrize(
+    ("where", "head", "tail"), [("left", False, True), ("right", True, False), ("middle", True, True)]
+)
+def test_a_prompt_that_is_too_long_is_shortened_as_asked_and_leaves_room_for_the_answer(
+    runner: Runner, where: str, head: bool, tail: bool
+) -> None:
     prompt = "first " + "word " * 1500 + "last"
-    for where, head, tail in (("left", False, True), ("right", True, False), ("middle", True, True)):
-        sampling = replace(GREEDY, predict=8, overflow=f"truncate-{where}")
-        engine = Engine(runner, {"path": "m"})
-        engine.add(request(sampling=sampling, prompt=prompt))
-        text = runner.model.detokenize(next(iter(engine._works)).prompt)
-        assert ("first" in text, "last" in text) == (head, tail)
-        end = run(runner, request(sampling=sampling, prompt=prompt))["a"]
-        assert end.receipt and end.receipt.notes
-        said = end.receipt.notes["truncated"]
-        assert said["where"] == where and 0 < said["removed"] < said["of"]
-        assert end.receipt.prompt_tokens and 1024 - 16 <= end.receipt.prompt_tokens + 8 <= 1024
+    engine = Engine(runner, {"path": "m"})
+    engine.add(request(sampling=replace(GREEDY, predict=8, overflow=f"truncate-{where}"), prompt=prompt))
+    [(sequence, work)] = engine._works.items()
+    text = runner.model.detokenize(sequence.prompt)
+    assert ("first" in text, "last" in text) == (head, tail)
+    said = work.notes["truncated"]
+    assert said["where"] == where and 0 < said["removed"] < said["of"]
+    assert 1024 - 16 <= len(sequence.prompt) + 8 <= 1024
 
 
 def test_a_conversation_goes_through_the_template_message_by_message(runner: Runner) -> None:

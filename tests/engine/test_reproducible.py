@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,8 +66,12 @@ def test_24_sampled_answers_are_the_same_at_any_number_of_jobs_at_a_time(
     assert answers(model_file, parallel, jobs) == alone
 
 
-@pytest.mark.parametrize("quantization", ["Q5_1", "Q8_0", "Q4_K_M"])
-def test_it_holds_in_other_formats_too(model_file: Path, tmp_path: Path, quantization: str) -> None:
+@pytest.mark.parametrize("quantization", ["Q4_K_M", "Q5_1", "Q8_0"])
+def test_it_holds_in_other_formats_too(
+    model_file: Path, tmp_path: Path, quantization: str, rounds: Callable[..., int]
+) -> None:
+    if quantization != "Q4_K_M" and rounds(quick=1, ci=3, long=3) == 1:
+        pytest.skip("Q4_K_M alone, where time is short")
     # Q4_K_M is repacked by ggml in a way that breaks it, which the check at start finds out.
     own = tmp_path / f"{quantization}.gguf"
     quantize(model_file, own, quantization, threads=2)

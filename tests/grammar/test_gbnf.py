@@ -111,7 +111,7 @@ def test_the_verdict_on_mutants_is_llama_cpps(
 ) -> None:
     seen = {"good": 0, "bad": 0}
 
-    @settings(max_examples=rounds(quick=250, ci=2000, long=20000), database=None)
+    @settings(max_examples=rounds(quick=100, ci=2000, long=20000), database=None)
     @given(kind())
     def agrees(grammar: str) -> None:
         why = reason(grammar, is_token)

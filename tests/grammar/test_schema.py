@@ -348,7 +348,7 @@ SLOW = {"suppress_health_check": list(HealthCheck), "database": None, "deadline"
 def test_what_follows_the_grammar_is_json_that_satisfies_the_schema(model: Model, rounds: Rounds) -> None:
     ended = []
 
-    @settings(max_examples=rounds(quick=60, ci=200, long=3000), **SLOW)  # type: ignore[arg-type]
+    @settings(max_examples=rounds(quick=25, ci=200, long=3000), **SLOW)  # type: ignore[arg-type]
     @given(referring(), st.integers(0, 2**32))
     def satisfies(sample: Sample, seed: int) -> None:
         choices = random.Random(seed)
@@ -429,7 +429,7 @@ LOOSE = st.recursive(
 def test_however_schemas_are_joined_what_follows_satisfies_them(model: Model, rounds: Rounds) -> None:
     seen = {"kept": 0, "refused": 0}
 
-    @settings(max_examples=rounds(quick=150, ci=500, long=10000), **SLOW)  # type: ignore[arg-type]
+    @settings(max_examples=rounds(quick=50, ci=500, long=10000), **SLOW)  # type: ignore[arg-type]
     @given(
         st.sampled_from(["allOf", "oneOf", "anyOf"]),
         st.lists(LOOSE, min_size=2, max_size=3),
@@ -454,7 +454,7 @@ def test_however_schemas_are_joined_what_follows_satisfies_them(model: Model, ro
 
 
 def test_instances_of_a_schema_follow_its_grammar(model: Model, rounds: Rounds) -> None:
-    @settings(max_examples=rounds(quick=150, ci=400, long=5000), **SLOW)  # type: ignore[arg-type]
+    @settings(max_examples=rounds(quick=50, ci=400, long=5000), **SLOW)  # type: ignore[arg-type]
     @given(referring().flatmap(lambda sample: st.tuples(st.just(sample.schema), sample.instances)), st.data())
     def follows(sample: tuple[dict[str, Any], Any], data: st.DataObject) -> None:
         schema, instance = sample

@@ -31,7 +31,7 @@ TEXTS = st.lists(st.text(max_size=12) | st.sampled_from(AWKWARD), max_size=12).m
 
 
 def check(rounds: Rounds, texts: st.SearchStrategy[str], holds: Callable[[str], None]) -> None:
-    settings(max_examples=rounds(quick=40, ci=200, long=10_000))(given(texts)(holds))()
+    settings(max_examples=rounds(quick=20, ci=200, long=10_000))(given(texts)(holds))()
 
 
 def join(model: Model, tokens: list[int]) -> bytes:
