@@ -209,37 +209,28 @@ class _Writer:
     def _object(self, shape: Object) -> str:
         ws = self._common("ws")
         comma = f"{literal(',')} {ws}"
-        names = list(shape.properties)
-        pairs = [
-            f"{literal(_spelled_value(name))} {ws} {literal(':')} {ws} {self._name(places)}"
-            for name, places in shape.properties.items()
-        ]
-        # Any of those up to the first that is required may come first, and is then written in two places.
-        leading = next((number for number, name in enumerate(names) if name in shape.required), len(names))
-        if leading:
-            head = range(min(leading + 1, len(pairs)))
-            pairs = [
-                self._rules.add(f"{names[number]}-pair", pair) if number in head else pair
-                for number, pair in enumerate(pairs)
-            ]
-        firsts = []
-        behind = ""
+        # Alternatives for all members from some property on, of which there must be one if any is required.
+        following: list[str] = []
+        must_follow = False
         if shape.other is not None:
             other = self._rules.add("other-pair", self._other_pair(shape))
-            behind = f"({comma} {other})*"
-            if leading == len(names):
-                firsts.append(f"{other} {behind}")
-        for number in reversed(range(len(names))):
-            if leading and behind and number <= leading:
-                behind = self._rules.add(f"{names[number]}-rest", behind)
-            if number <= leading:
-                firsts.append(f"{pairs[number]} {behind}".rstrip())
-            pair = f"{comma} {pairs[number]}"
-            behind = f"{pair if names[number] in shape.required else group(pair) + '?'} {behind}".rstrip()
-        if not firsts:
+            following = [f"{other} ({comma} {other})*"]
+        for name, places in reversed(shape.properties.items()):
+            if following and name not in shape.required:
+                # It stands in two places: behind this property, and in its stead.
+                following = [self._rules.add(f"behind-{name}", " | ".join(following))]
+            rest = f"{comma} {either(following)}" if following else ""
+            if rest and not must_follow:
+                rest = group(rest) + "?"
+            member = f"{literal(_spelled_value(name))} {ws} {literal(':')} {ws} {self._name(places)} {rest}".rstrip()
+            if name in shape.required:
+                following, must_follow = [member], True
+            else:
+                following = [member, *following]
+        if not following:
             return f"{literal('{')} {ws} {literal('}')}"
-        members = f"{either(reversed(firsts))} {ws}"
-        return f"{literal('{')} {ws} {members if leading < len(names) else group(members) + '?'} {literal('}')}"
+        members = f"{either(following)} {ws}"
+        return f"{literal('{')} {ws} {members if must_follow else group(members) + '?'} {literal('}')}"
 
     def _other_pair(self, shape: Object) -> str:
         assert shape.other is not None

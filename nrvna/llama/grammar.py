@@ -20,6 +20,8 @@ _ROOT = "root"
 _STDERR = 2
 _LONGEST_REASON = 120
 _IMPOSSIBLE = float("-inf")
+# Of a grammar, what is no name of a token however it looks: texts, classes of characters, comments.
+_TEXTS = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
 _one_at_a_time = threading.Lock()
 
 
@@ -53,16 +55,25 @@ class Grammar(Link):
 
 
 class Matcher(Handle):
-    """How far an answer has come in a grammar. One that is finished allows the tokens that end a generation."""
+    """How far an answer has come in a grammar. One that is finished allows the tokens that end a generation.
+
+    llama.cpp takes a control token for the text of its name, which would fit in a string and print as nothing:
+    ``masked`` are those that end nothing, and unless the grammar names tokens itself none of them is allowed.
+    """
 
     def __init__(self, grammar: Grammar, model: Model) -> None:
         library = load_library()
         super().__init__(library, grammar.make(model), library.lib.llama_sampler_free)
+        names_tokens = "<" in _TEXTS.sub("", grammar.text)
+        controls = [token for token in model.special if model.is_control(token) and not model.is_end(token)]
+        self.masked: list[int] = [] if names_tokens else controls
         self._one = self._ffi.new("llama_token_data[1]")
         self._alone = self._ffi.new("llama_token_data_array *")
 
     def allows(self, token: int) -> bool:
         """Whether the answer may go on with this token; ids outside the vocabulary must not be asked for."""
+        if token in self.masked:
+            return False
         self._one[0] = (token, 1.0, 0.0)
         self._alone[0] = (self._one, 1, -1, False)
         self.restrict(self._alone)

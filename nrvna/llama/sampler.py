@@ -165,6 +165,8 @@ class Sampler(Handle):
         if not self._matcher.allows(token):
             candidates = self._among(logits)
             self._matcher.restrict(candidates)
+            assert self._candidates is not None
+            self._candidates["logit"][self._matcher.masked] = -np.inf
             token = self._forced() if self._is_forced() else self._choose(candidates)
         self._lib.llama_sampler_accept(self.pointer, token)
         return token

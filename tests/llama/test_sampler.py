@@ -392,3 +392,14 @@ def test_closing_a_model_closes_its_samplers_first(model_file: Path) -> None:
     own.close()
     with pytest.raises(ContextError, match="this Sampler was closed already"):
         sampler.accept([5])
+
+
+@pytest.mark.parametrize(
+    ("grammar", "comes"), [(r'root ::= "<" [^"]*', False), ("root ::= <|im_start|>", True)], ids=["text", "token"]
+)
+def test_a_control_token_is_no_text_to_a_grammar_that_does_not_name_it(
+    model: Model, counting: Decoded, grammar: str, comes: bool
+) -> None:
+    [start] = model.tokenize("<|im_start|>", add_special=False, parse_special=True)
+    with Sampler(model, [LogitBias(((start, 1000.0),)), Grammar(grammar), Greedy()]) as sampler:
+        assert (counting.sample(sampler) == [start]) == comes
