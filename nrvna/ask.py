@@ -20,7 +20,6 @@ from nrvna.task import EMBED, RERANK, Task
 MAX_COPIES = 1000
 # More does not fit a job.
 _MAX_BYTES = 16 * 1024 * 1024
-__all__ = ["MAX_COPIES", "MAX_SEED", "add_options", "copies_of", "settings_of", "task_of"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,21 +43,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             settings.add_argument(setting.option, dest=setting.field, metavar="X", help=setting.help)
 
 
-def copies_of(options: argparse.Namespace) -> int:
-    """How many jobs to make of each prompt. Raises SettingError."""
-    text = options.copies or "1"
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MAX_COPIES:
-        raise SettingError(f"-n is {text!r}, but must be a whole number from 1 to {MAX_COPIES}")
-    return int(text)
-
-
-def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given. Raises SettingError for a value that cannot be."""
-    return {
+def settings_of(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The settings of each job that is to be made of a prompt. Raises SettingError for a value that cannot be."""
+    settings = {
         setting.field: setting.parse(text, setting.option)
         for setting in SETTINGS
         if setting.of_job and (text := getattr(options, setting.field)) is not None
     }
+    copies, seed = _copies(options.copies or "1"), settings.get("seed")
+    if seed is None:
+        return [settings] * copies
+    return [{**settings, "seed": (seed + number) % (MAX_SEED + 1)} for number in range(copies)]
+
+
+def _copies(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MAX_COPIES:
+        raise SettingError(f"-n is {text!r}, but must be a whole number from 1 to {MAX_COPIES}")
+    return int(text)
 
 
 def task_of(options: argparse.Namespace) -> dict[str, Any]:

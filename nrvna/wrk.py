@@ -109,13 +109,7 @@ def read_order(options: argparse.Namespace, *, asks: bool) -> Order:
         return Order([{}], options.model, {})
     from nrvna import ask
 
-    settings = ask.settings_of(options)
-    seed = settings.get("seed")
-    copies = [
-        {**settings, "seed": (seed + number) % (ask.MAX_SEED + 1)} if seed is not None else settings
-        for number in range(ask.copies_of(options))
-    ]
-    return Order(copies, options.model, ask.task_of(options))
+    return Order(ask.settings_of(options), options.model, ask.task_of(options))
 
 
 def queue_lines(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,7 +37,7 @@ class Request:
     resume: object = None
 
 
-class Work:
+class Work(ABC):
     """The requests that ask for the very same, the first of them leading, and the sequences that answer them.
 
     ``identity`` is what makes two requests the same, None where a repetition is meant to differ. ``key`` stands for
@@ -66,9 +67,9 @@ class Work:
     def prompt_tokens(self) -> int:
         return len(self.sequences[0].prompt)
 
+    @abstractmethod
     def complete(self, receipt: Receipt) -> tuple[str, Receipt, dict[str, bytes]]:
         """The answer, the receipt with what there is to say of it, and files to stand beside it."""
-        raise NotImplementedError
 
 
 class AnswerWork(Work):
