@@ -143,12 +143,13 @@ class Engine:
         task, asked = request.task, request.sampling
         grammar = schema_to_gbnf(json.loads(task.json_schema)) if task.json_schema else task.grammar
         self._runner.check(asked, grammar)
-        encoded = self._encode(request, answer_tokens=asked.predict)
         marks = None if task.raw else self._runner.prompts.reasoning
+        opening = self._runner.prompts.tokens_of(marks.start) if grammar and marks else []
+        encoded = self._encode(request, answer_tokens=asked.predict, added=len(opening))
         thinking = encoded.thinking
-        if grammar and marks and not encoded.thinking and not encoded.thought:
+        if opening and not encoded.thinking and not encoded.thought:
             # Whether it would think is seen in its first token, which the grammar would rule out.
-            encoded.tokens.extend(self._runner.prompts.tokens_of(marks.start))
+            encoded.tokens.extend(opening)
             thinking = True
         return AnswerWork(
             request,
@@ -163,16 +164,20 @@ class Engine:
     def _choice(self, request: Request) -> ChoiceWork:
         choices, model = request.task.choices, self._runner.model
         tree = ChoiceTree([model.tokenize(choice, add_special=False) for choice in choices])
-        encoded = self._encode(request, answer_tokens=1 + max(map(len, tree.branches)))
+        marks = self._runner.prompts.reasoning
+        closing = self._runner.prompts.tokens_of(marks.end) if marks else []
+        encoded = self._encode(request, answer_tokens=1, added=len(closing) + max(map(len, tree.branches)))
         if encoded.thinking:
             # The choice is read off at once: a thought before it would have to be sampled.
-            assert self._runner.prompts.reasoning
-            encoded.tokens.extend(self._runner.prompts.tokens_of(self._runner.prompts.reasoning.end))
+            encoded.tokens.extend(closing)
         sequences = {path: self._sequence(request, [*encoded.tokens, *path], 1) for path in tree.branches}
         return ChoiceWork(request, sequences, encoded.notes, tree, model.ends)
 
-    def _encode(self, request: Request, *, answer_tokens: int) -> Encoded:
-        """The prompt's tokens. Raises JobError if they leave no room for an answer, which may be short."""
+    def _encode(self, request: Request, *, answer_tokens: int, added: int) -> Encoded:
+        """The prompt's tokens, to which so many may be ``added``.
+
+        Raises JobError if they leave no room for an answer, which may be short.
+        """
         context, task = self._scheduler.context, request.task
         system = "\n\n".join(part for part in (request.system, task.system) if part and not task.raw)
         messages = [*task.messages, ("user", request.prompt)]
@@ -182,7 +187,7 @@ class Engine:
         overflow = request.sampling.overflow
         # Whoever has a prompt cut wants an answer; whoever does not is told only where there can be none.
         room = 1 if overflow == "fail" else min(answer_tokens, context // 2)
-        return self._runner.prompts.encode(conversation, limit=context - room, overflow=overflow)
+        return self._runner.prompts.encode(conversation, limit=context - room - added, overflow=overflow)
 
     def _sequence(self, request: Request, tokens: list[int], most: int) -> Sequence:
         return Sequence(request.id, tokens, most, cleared=not self._gated, adapter=request.task.lora)

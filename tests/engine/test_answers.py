@@ -327,6 +327,21 @@ def test_a_prompt_that_is_too_long_is_shortened_as_asked_and_leaves_room_for_the
     assert 1024 - 16 <= len(sequence.prompt) + 8 <= 1024
 
 
+@pytest.mark.parametrize(
+    "task", [Task(choices=("certainly", "certainly not")), Task(grammar='root ::= "no"')], ids=["choices", "grammar"]
+)
+def test_what_is_added_to_a_prompt_that_just_fits_has_room_or_the_job_is_refused(thinker: Runner, task: Task) -> None:
+    shortest = 1024 - len(tokens_of(thinker.prompts, ""))
+    refused = taken = 0
+    for words in range(shortest - 12, shortest + 2):
+        try:
+            Engine(thinker, {}).add(request(task, prompt=" word" * words))
+            taken += 1
+        except JobError:
+            refused += 1
+    assert taken and refused
+
+
 def test_a_conversation_goes_through_the_template_message_by_message(runner: Runner) -> None:
     task = Task(system="Be brief.", messages=(("user", "My name is Zoe."), ("assistant", "Hello Zoe!")))
     engine = Engine(runner, {"path": "m"})
