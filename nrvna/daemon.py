@@ -74,6 +74,8 @@ class Daemon:
         self._at_work: set[str] = set()
         # Jobs that the engine answers with another's answer.
         self._joined: set[str] = set()
+        # When those that may be at work for a limited time have had it.
+        self._deadlines: dict[str, float] = {}
         # Jobs that the engine would decode, once that is on record.
         self._unstarted: list[str] = []
         # What was added to answers and is not written down yet.
@@ -129,6 +131,7 @@ class Daemon:
             self._keep_at = now + KEEP_EVERY_S
             self._keep_progress()
             self._cancel_marked()
+            self._end_overdue(now)
         tending = now >= self._tend_at
         if tending:
             self._tend_at = now + TEND_EVERY_S
@@ -170,6 +173,8 @@ class Daemon:
         look_ahead = 1 + self._ready.parallel // 2 if self._has_peers else _LOOK_AHEAD
         # Those that joined another cost nothing but their place in memory.
         capacity = self._ready.parallel + look_ahead + min(len(self._joined), _MAX_JOINED)
+        # The engine lets them begin before those that it has at hand.
+        capacity += min(self._lease.urgent, self._ready.parallel)
         # Bounded, as jobs that fail at once fill no slot: signals and the engine are heard in between.
         for _ in range(capacity - len(self._claims)):
             is_alone = any(claim.crashes for claim in self._claims.values())
@@ -203,7 +208,8 @@ class Daemon:
             self._heard_at = time.monotonic()
         self._claims[claim.id] = claim
         request: dict[str, Any] = {"id": claim.id, "prompt": prompt, "queued": claim.queued, "system": system}
-        request |= {"sampling": asdict(sampling), "task": task.to_dict(), "resume": self._resume(claim)}
+        request |= {"sampling": asdict(sampling), "task": task.to_dict(), "priority": claim.order.priority}
+        request["resume"] = self._resume(claim)
         engine.send({"add": request})
 
     def _resume(self, claim: Claim) -> dict[str, Any] | None:
@@ -235,6 +241,8 @@ class Daemon:
             starting = [self._claims[job_id] for job_id in self._unstarted if job_id in self._claims]
             self._lease.record_starts(starting)
             self._at_work.update(claim.id for claim in starting)
+            now = time.monotonic()
+            self._deadlines.update({claim.id: now + claim.order.timeout for claim in starting if claim.order.timeout})
             self.engine.send({"go": self._unstarted})
             self._unstarted = []
 
@@ -251,6 +259,13 @@ class Daemon:
                 if self.engine:
                     self.engine.send({"drop": claim.id})
                 self._fail(claim, "cancelled while it was being answered", "cancelled")
+
+    def _end_overdue(self, now: float) -> None:
+        for job_id in [job_id for job_id, deadline in self._deadlines.items() if now >= deadline]:
+            claim = self._claims[job_id]
+            if self.engine:
+                self.engine.send({"drop": job_id})
+            self._fail(claim, f"no answer within its timeout of {claim.order.timeout:g} s", "timeout")
 
     def _finish(self, claim: Claim, answer: str, receipt: Receipt, beside: dict[str, bytes]) -> None:
         end = f"cut at the {receipt.finish_reason} limit" if receipt.was_cut else "complete"
@@ -295,6 +310,7 @@ class Daemon:
         self._claims.pop(claim.id, None)
         self._at_work.discard(claim.id)
         self._joined.discard(claim.id)
+        self._deadlines.pop(claim.id, None)
         self._fresh.pop(claim.id, None)
 
     def _file_leftovers(self) -> None:

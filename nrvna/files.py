@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from os.path import basename, dirname, isdir, join
 from typing import Any
@@ -50,13 +50,18 @@ def read_bytes(path: str, limit: int = sys.maxsize) -> bytes:
         return b""
 
 
-def read_object(path: str) -> dict[str, Any]:
+def read_object(path: str, limit: int = _MAX_OBJECT_BYTES) -> dict[str, Any]:
     """A JSON object from a file, empty if there is none."""
     try:
-        content = json.loads(read(path, _MAX_OBJECT_BYTES))
+        content = json.loads(read(path, limit))
     except (OSError, ValueError, RecursionError, JobError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    """A JSON object as a file's content."""
+    return (json.dumps(content) + "\n").encode()
 
 
 def write(path: str, data: bytes, *, durable: bool = True) -> None:
@@ -133,14 +138,19 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
-def sync_tree(folders: list[str]) -> None:
-    """Wait until these folders and the files in them are on the disk; for many at once this is one wait for all."""
+def sync_tree(folders: list[str], beside: Sequence[str] = ()) -> None:
+    """Wait until these folders and the files in them are on the disk, and the files and folders ``beside``.
+
+    For many at once this is one wait for all.
+    """
     if len(folders) > 1 and _sync_file_system(folders[0]):
         return
     for folder in folders:
         for name in sorted(os.listdir(folder)):
             sync(join(folder, name))
         sync(folder)
+    for path in beside:
+        sync(path)
 
 
 def move(origin: str, target: str) -> None:

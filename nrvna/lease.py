@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeGuard
 from nrvna.errors import JobError, JobNotFoundError, LeaseLostError, LostRaceError, WorkspaceError
 from nrvna.files import (
     append,
+    as_json,
     clear,
     encode,
     folders_in,
@@ -40,16 +41,16 @@ from nrvna.files import (
     write,
 )
 from nrvna.job import Job, JobState, Receipt, check_id, new_id, timestamp
+from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order, check_prompt
+from nrvna.parents import Parents
+from nrvna.priorities import Priorities
 from nrvna.progress import Progress, parse
 from nrvna.workspace import (
-    MAX_ABOUT_BYTES,
-    MAX_PROMPT_BYTES,
+    FILLED,
     PROGRESS,
     REASONING,
     VECTOR,
     Workspace,
-    as_json,
-    check_prompt,
     entries,
     locked,
 )
@@ -77,7 +78,8 @@ class Claim(NamedTuple):
     """A job that this process has claimed: nobody else will touch its folder while the lease is held.
 
     ``begun`` counts how often it was decoded before, ``crashes`` how often the engine died of that, as far as is
-    known. ``settings`` and ``task`` are the job's own, unchecked; ``trouble`` says why they cannot be known.
+    known. ``settings`` and ``task`` are the job's own, unchecked; ``trouble`` says why they cannot be known, and
+    ``order`` holds what else was asked.
     """
 
     id: str
@@ -88,6 +90,7 @@ class Claim(NamedTuple):
     settings: dict[str, Any]
     trouble: str | None = None
     task: object = None
+    order: Order = Order(b"")
 
 
 class Attempts(NamedTuple):
@@ -135,6 +138,8 @@ class Lease:
         self._unsettled = False
         # Jobs that ask for another model.
         self._left: set[str] = set()
+        self._parents = Parents(workspace)
+        self._priorities = Priorities(workspace)
         # Jobs that have moved on, but the disk did not confirm it yet.
         self._unconfirmed: set[str] = set()
         workspace.check_private()
@@ -189,10 +194,14 @@ class Lease:
         """
         trouble: OSError | None = None
         with self._workspace.explained("claim a job in"):
+            if self._parents.release() or self._priorities.refresh():
+                # They may come before what was going to be next.
+                self._next.clear()
+                self._unsettled = True
             known = -1
-            # Again where all that was seen of the queue is for others: there may be more behind it.
-            while known < len(self._left):
-                known = len(self._left)
+            # Again where all that was seen of the queue is for others, or later: there may be more behind it.
+            while known < len(self._left) + len(self._parents):
+                known = len(self._left) + len(self._parents)
                 if not self._next:
                     self._scan()
                 while self._next:
@@ -217,7 +226,7 @@ class Lease:
     def claim_this(self, job: Job) -> Claim:
         """A job that waits in the queue. Raises LostRaceError if it waits no more, WorkspaceError."""
         with self._workspace.explained("claim a job in"):
-            return self._take(job.id)
+            return self._take(job.id, in_turn=False)
 
     def _scan(self) -> None:
         mtime_ns = os.stat(self._input).st_mtime_ns
@@ -227,11 +236,23 @@ class Lease:
         self._scanned_mtime_ns = -1 if fresh else mtime_ns
         self._unsettled = False
         self._left = {name for name in self._left if is_folder(join(self._input, name))}
-        waiting = (entry for entry in entries(self._input) if entry[1] not in self._left)
-        self._next.extend(name for _, name in heapq.nsmallest(_LOOK_AHEAD, waiting))
+        urgency = self._priorities.of
+        waiting = (
+            (-urgency(name), order, name)
+            for order, name in entries(self._input)
+            if name not in self._left and name not in self._parents
+        )
+        self._next.extend(name for *_, name in heapq.nsmallest(_LOOK_AHEAD, waiting))
 
-    def _take(self, name: str) -> Claim:
-        """Raises LostRaceError if it is gone, or not to be taken by this daemon, or not yet; and OSError."""
+    @property
+    def urgent(self) -> int:
+        """How many jobs that are to start before others, at most, are known to wait."""
+        return self._priorities.urgent
+
+    def _take(self, name: str, *, in_turn: bool = True) -> Claim:
+        """A job that waits, if it has nothing to wait for, or is not taken to be answered.
+
+        Raises LostRaceError if it is gone, or not to be taken by this daemon, or not yet; and OSError."""
         origin = join(self._input, name)
         try:
             if not os.path.exists(join(origin, "job.json")) and not _settled(origin):
@@ -243,6 +264,13 @@ class Lease:
                 self._left.add(name)
                 self._unsettled = True
                 raise LostRaceError(name)
+            try:
+                order = Order.read(about)
+            except JobError as error:
+                order, trouble = Order(b""), trouble or str(error)
+            if in_turn and self._parents.hold(name, order.after):
+                self._unsettled = True
+                raise LostRaceError(name)
             if not _is_timestamp(queued):
                 queued = timestamp(os.stat(origin).st_mtime)
             own = self._own_name(name)
@@ -250,7 +278,7 @@ class Lease:
         except FileNotFoundError:
             raise LostRaceError(name) from None
         directory = join(self._folder, own)
-        for leftover in _FILED:
+        for leftover in (*_FILED, FILLED):
             # The claim is made, and must not be forgotten over this: they are cleared again before it is filed.
             with suppress(OSError):
                 clear(join(directory, leftover))
@@ -258,7 +286,7 @@ class Lease:
         if not isinstance(settings, dict):
             settings, trouble = {}, "its settings in job.json are no JSON object"
         task = about.get("task")
-        return Claim(own, directory, queued, attempts.begun, attempts.crashes, settings, trouble, task)
+        return Claim(own, directory, queued, attempts.begun, attempts.crashes, settings, trouble, task, order)
 
     def _own_name(self, name: str) -> str:
         """The name itself; another where it cannot be an id, or is that of a job which has run already."""
@@ -270,7 +298,7 @@ class Lease:
         return _other(name) if any(is_folder(join(folder, name)) for folder in taken) else name
 
     def prompt(self, claim: Claim) -> str:
-        """The claimed job's prompt.
+        """The claimed job's prompt, with the answers that it wants of the jobs it comes after.
 
         Raises JobError, with the reason, if it can never run, WorkspaceError if it cannot be read just now.
         """
@@ -286,7 +314,14 @@ class Lease:
             if error.errno in _PASSING:
                 raise WorkspaceError(f"cannot read {claim.id}: {error.strerror}") from error
             raise JobError(f"prompt.txt cannot be read: {error.strerror}") from error
-        return check_prompt(data).decode()
+        prompt = check_prompt(data).decode()
+        if not claim.order.after:
+            return prompt
+        with self._workspace.explained("write to"):
+            filled = self._parents.fill_in(prompt, claim.order.after)
+            if filled != prompt:
+                write(join(claim.directory, FILLED), encode(filled))
+        return filled
 
     # Being at work.
 
@@ -368,6 +403,8 @@ class Lease:
                 self._unconfirmed.add(claim.id)
             sync(target)
             self._unconfirmed.discard(claim.id)
+            self._parents.finished(claim.id)
+            self._priorities.forget(claim.id, claim.order.priority)
 
     def _check_folder(self, claim: Claim) -> None:
         """Raises LostRaceError if somebody removed the job's folder, OSError if all of the workspace is away."""

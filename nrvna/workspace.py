@@ -5,11 +5,13 @@
     output/<id>/               result.txt, receipt.json     done: complete, never touched again
     failed/<id>/               error.txt, receipt.json      failed, with the reason
     .nrvna/                    context.txt, for every job; wake, a FIFO that tells an idle daemon of a new job;
-                               clock, whose time is that of the newest id, for when the clock is set back
+                               clock, whose time is that of the newest id, for when the clock is set back;
+                               keys/, which job is that of a key; priority/, which jobs are to start out of turn
 
-This module and lease.py, which is a daemon's side, are the only ones that name these folders and files, and the only
-ones that move them. A job's files and the folder that holds them are synced before a move, the folder it arrives in
-after it: what a caller was told of survives a crash of the machine. A move never replaces anything.
+This module, submit.py, by which jobs come in, and lease.py, which is a daemon's side, are the only ones that name
+these folders and files, and the only ones that move them. A job's files and the folder that holds them are synced
+before a move, the folder it arrives in after it: what a caller was told of survives a crash of the machine. A move
+never replaces anything.
 
 Paths are strings and not pathlib's: importing that takes as long as everything else that ``wrk`` does.
 """
@@ -18,44 +20,42 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from os.path import isdir, join
 from typing import Any, NamedTuple
 
-from nrvna import __version__
-from nrvna.errors import JobError, JobNotFoundError, SubmitError, UnsafeWorkspaceError, WorkspaceError
+from nrvna.errors import JobError, JobNotFoundError, UnsafeWorkspaceError, WorkspaceError
 from nrvna.files import (
+    clear,
     folders_in,
     is_folder,
     make_folder,
-    move,
     read,
     read_bytes,
     read_object,
     read_text,
     remove,
     sync,
-    sync_tree,
     write,
 )
-from nrvna.job import Job, JobState, Receipt, check_id, is_generated_id, new_id, order_of_time, time_of, timestamp
+from nrvna.job import Job, JobState, Receipt, check_id, is_generated_id, order_of_time
+from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order
 
-MAX_PROMPT_BYTES = 16 * 1024 * 1024
 MAX_CONTEXT_BYTES = 1024 * 1024
-# Of job.json, in which earlier messages and documents stand.
-MAX_ABOUT_BYTES = 16 * 1024 * 1024
 # Where a daemon keeps an answer that grows.
 PROGRESS = "progress.jsonl"
 # What may stand beside an answer: the thought that led to it; the vector that it shows, as numpy reads it.
 REASONING, VECTOR = "reasoning.txt", "result.npy"
-# An id is not dated further ahead than this to keep the queue in order: then the clock was wrong before, not now.
-_MAX_AHEAD_US = 24 * 3600 * 1_000_000
+# The prompt of a job that wanted other jobs' answers, with these in their places.
+FILLED = "filled.txt"
 _STALE_STAGING_S = 3600
+
+# Is told the ids of jobs before they appear in the queue, and for which orders of the list they are.
+Record = Callable[[Sequence[str], Sequence[int]], None]
 
 
 class Peer(NamedTuple):
@@ -85,7 +85,9 @@ class Workspace:
         self.output = join(self.path, "output")
         self.failed = join(self.path, "failed")
         self.private = join(self.path, ".nrvna")
-        self._clock = join(self.private, "clock")
+        self.clock = join(self.private, "clock")
+        self.keys = join(self.private, "keys")
+        self.priority = join(self.private, "priority")
 
     @property
     def context_file(self) -> str:
@@ -102,9 +104,9 @@ class Workspace:
             # Some file systems have none; a daemon then looks by itself.
             with suppress(OSError):
                 os.mkfifo(join(self.private, "wake"), 0o600)
-            if not os.path.lexists(self._clock):
-                write(self._clock, b"", durable=False)
-                os.utime(self._clock, (0, 0))
+            if not os.path.lexists(self.clock):
+                write(self.clock, b"", durable=False)
+                os.utime(self.clock, (0, 0))
 
     def check(self) -> None:
         """Raises WorkspaceError, saying what to do, if this is no workspace, or others could change what is in it."""
@@ -129,143 +131,39 @@ class Workspace:
                     )
 
     def _own_folders(self) -> tuple[str, ...]:
-        return self.path, self.input, self.processing, self.output, self.failed, self.private
+        jobs = (self.path, self.input, self.processing, self.output, self.failed)
+        return *jobs, self.private, self.keys, self.priority
 
     # Submitting.
 
     def submit(
         self,
         prompt: str | bytes,
-        settings: dict[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
         model: str | None = None,
-        task: dict[str, Any] | None = None,
+        task: Mapping[str, Any] | None = None,
     ) -> str:
         """Queue a prompt and return its id. When this returns, the job survives a crash of the machine.
 
-        ``settings`` are fields of Sampling that the job has otherwise than the daemon; the daemon checks them.
-        ``model`` leaves the job to a daemon whose model file has that name, ``task`` is what :class:`nrvna.task.Task`
-        reads. Raises JobError for a prompt that can never run, WorkspaceError if it cannot be written, SubmitError if
-        it may have been written nevertheless.
+        For what else can be asked see :class:`nrvna.order.Order` and :meth:`submit_all`. Raises JobError for a prompt
+        that can never run, WorkspaceError if it cannot be written, SubmitError if it may have been written
+        nevertheless.
         """
-        [job_id] = self.submit_all([prompt], settings, model, task)
+        [job_id] = self.submit_all([Order(prompt, settings or {}, model, task or {})])
         return job_id
 
-    def submit_all(
-        self,
-        prompts: Iterable[str | bytes],
-        settings: dict[str, Any] | list[dict[str, Any]] | None = None,
-        model: str | None = None,
-        task: dict[str, Any] | None = None,
-    ) -> list[str]:
+    def submit_all(self, orders: Iterable[Order | str | bytes], record: Record | None = None) -> list[str]:
         """Queue several prompts, in this order, with one wait for the disk; some hundreds at once are quickest.
 
-        ``settings`` may be a list with those of each prompt.
-
-        Raises as :meth:`submit`; after a JobError none is queued, a SubmitError says which are.
+        ``record`` is told the ids, and for which of the orders they are, before a job appears in the queue: it may
+        write down, durably, what is to be known of them. Of an order whose key has a job already it gets to know
+        nothing. Raises as :meth:`submit`; after a JobError none is queued, a SubmitError says which are.
         """
-        checked = [check_prompt(prompt if isinstance(prompt, bytes) else encode_prompt(prompt)) for prompt in prompts]
-        each = settings if isinstance(settings, list) else [settings or {}] * len(checked)
-        about: dict[str, Any] = {"queued": timestamp(time.time()), "nrvna": __version__}
-        if model is not None:
-            about["model"] = model
-        if task:
-            about["task"] = task
-        size = len(as_json(about)) + max((len(as_json(own)) for own in each), default=0)
-        if size > MAX_ABOUT_BYTES:
-            raise JobError(f"what is asked beside the prompt has {size} bytes: {MAX_ABOUT_BYTES} are allowed")
-        staged: list[str] = []
-        try:
-            with self.explained("queue a job in"):
-                for data, own in zip(checked, each, strict=True):
-                    staged.append(self._stage(data, as_json({**about, "settings": own})))
-                sync_tree([self._staging(job_id) for job_id in staged])
-        except BaseException:
-            self._discard(staged)
-            raise
-        return self._commit(staged)
+        # Imported here: flw has no use for it.
+        from nrvna.submit import submit_all
 
-    def _stage(self, prompt: bytes, about: bytes) -> str:
-        """Write a job beside the queue and return its id, which nobody has."""
-        while True:
-            job_id = new_id(self._newest_id_us())
-            try:
-                os.mkdir(self._staging(job_id), 0o700)
-            except FileExistsError:
-                continue
-            if not self._is_taken(job_id):
-                break
-            os.rmdir(self._staging(job_id))
-        try:
-            write(join(self._staging(job_id), "prompt.txt"), prompt, durable=False)
-            write(join(self._staging(job_id), "job.json"), about, durable=False)
-        except BaseException:
-            self._discard([job_id])
-            raise
-        return job_id
-
-    def _commit(self, staged: list[str]) -> list[str]:
-        """Let what was staged appear in the queue. Raises SubmitError if not all of it does, for sure."""
-        moved: list[str] = []
-        trouble: OSError | None = None
-        try:
-            for job_id in staged:
-                moved.append(self._enter(job_id))  # noqa: PERF401 - what moved before one fails must be known
-        except OSError as error:
-            trouble = error
-            self._discard(staged[len(moved) :])
-        try:
-            sync(self.input)
-        except OSError as error:
-            reason = f"the disk did not confirm that {', '.join(moved)} will run, but it may: {error.strerror}"
-            if moved:
-                raise SubmitError(reason, [], moved) from error
-        if moved:
-            # For whoever submits after the clock was set back; of no use elsewhere.
-            with suppress(OSError):
-                newest = time_of(moved[-1]) * 1000
-                os.utime(self._clock, ns=(newest, newest))
-            self._wake()
-        if trouble:
-            reason = f"cannot queue a job in {self.path}: {trouble.strerror}"
-            raise SubmitError(reason, moved, []) from trouble
-        return moved
-
-    def _enter(self, job_id: str) -> str:
-        """Move a staged job into the queue; returns the id it has there, another one if somebody took that."""
-        staging = self._staging(job_id)
-        while True:
-            try:
-                move(staging, join(self.input, job_id))
-                return job_id
-            except FileExistsError:
-                job_id = new_id(self._newest_id_us())
-
-    def _staging(self, job_id: str) -> str:
-        return join(self.input, f".{job_id}")
-
-    def _discard(self, staged: list[str]) -> None:
-        for job_id in staged:
-            remove(self._staging(job_id))
-
-    def _newest_id_us(self) -> int:
-        with suppress(OSError):
-            newest = os.stat(self._clock).st_mtime_ns // 1000
-            if newest < time.time_ns() // 1000 + _MAX_AHEAD_US:
-                return newest
-        return 0
-
-    def _is_taken(self, job_id: str) -> bool:
-        return any(is_folder(join(folder, job_id)) for folder, _ in self._folders())
-
-    def _wake(self) -> None:
-        # Nobody listening (ENXIO), no FIFO, a full one: the daemon looks by itself before long.
-        with suppress(OSError):
-            descriptor = os.open(join(self.private, "wake"), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-            try:
-                if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-                    os.write(descriptor, b"\n")
-            finally:
-                os.close(descriptor)
+        listed = [order if isinstance(order, Order) else Order(order) for order in orders]
+        return submit_all(self, listed, record)
 
     def open_wake(self) -> int | None:
         """A descriptor that becomes readable when a job is queued, or None where there can be none."""
@@ -286,7 +184,7 @@ class Workspace:
         check_id(job_id)
         # In the order that jobs move, so that one which moves meanwhile is met later; again, as it may be put back.
         for _ in range(10):
-            for folder, state in self._folders():
+            for folder, state in self.folders():
                 if is_folder(join(folder, job_id)):
                     return Job(job_id, state, join(folder, job_id))
         raise JobNotFoundError(f"no job {job_id} in {self.path}: `flw {self.path}` lists the jobs")
@@ -295,7 +193,7 @@ class Workspace:
         """Every job, or the ``newest`` so many, oldest first. Raises WorkspaceError if the folders cannot be read."""
         found: dict[str, tuple[str, str, JobState, str]] = {}
         with self.explained("read"):
-            for folder, state in self._folders():
+            for folder, state in self.folders():
                 for order, name in entries(folder):
                     found[name] = (order, name, state, folder)
         rows: list[tuple[str, str, JobState, str]]
@@ -322,7 +220,7 @@ class Workspace:
         """How many jobs are in each state; cheaper than :meth:`jobs`."""
         number = dict.fromkeys(JobState, 0)
         with self.explained("read"):
-            for folder, state in self._folders():
+            for folder, state in self.folders():
                 number[state] += sum(1 for _ in folders_in(folder))
         return Counts(*number.values())
 
@@ -338,6 +236,17 @@ class Workspace:
         from nrvna.progress import parse
 
         return parse(read_bytes(join(job.directory, PROGRESS))).text
+
+    def order(self, job: Job) -> Order | None:
+        """What was asked beside prompt, settings and task; None where that cannot be known."""
+        try:
+            return Order.read(self.about(job))
+        except JobError:
+            return None
+
+    def about(self, job: Job) -> dict[str, Any]:
+        """A job's ``job.json``; empty where there is none to read."""
+        return read_object(join(job.directory, "job.json"), MAX_ABOUT_BYTES)
 
     def reasoning(self, job: Job) -> str:
         """The thought that led to a finished job's answer; empty where there was none."""
@@ -403,8 +312,15 @@ class Workspace:
                     with suppress(OSError):
                         if made_here and time.time() - entry.stat().st_mtime > _STALE_STAGING_S:
                             remove(entry.path)
+            for name in os.listdir(self.priority) if isdir(self.priority) else ():
+                job_id = name.partition("~")[2]
+                if not any(is_folder(join(folder, job_id)) for folder in (self.input, *self.daemon_folders())):
+                    with suppress(OSError):
+                        if time.time() - os.lstat(join(self.priority, name)).st_mtime > _STALE_STAGING_S:
+                            clear(join(self.priority, name))
 
-    def _folders(self) -> Iterator[tuple[str, JobState]]:
+    def folders(self) -> Iterator[tuple[str, JobState]]:
+        """The folders that hold jobs, in the order that jobs move."""
         yield self.input, JobState.QUEUED
         for folder in self.daemon_folders():
             yield folder, JobState.RUNNING
@@ -424,26 +340,6 @@ class Workspace:
             raise
         except OSError as error:
             raise WorkspaceError(f"cannot {verb} {self.path}: {os.strerror(error.errno or 0)}") from error
-
-
-def encode_prompt(text: str) -> bytes:
-    """Text as UTF-8; what that cannot hold stays, for :func:`check_prompt` to refuse."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def check_prompt(data: bytes) -> bytes:
-    """The prompt itself, if it can run. Raises JobError: empty, too large, a NUL byte, or invalid UTF-8."""
-    if len(data) > MAX_PROMPT_BYTES:
-        raise JobError(f"the prompt has {len(data)} bytes, more than the {MAX_PROMPT_BYTES} allowed")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise JobError(f"the prompt is not UTF-8: byte {data[error.start]:#04x} at position {error.start}") from None
-    if "\0" in text:
-        raise JobError(f"the prompt holds a NUL byte at position {data.index(0)}")
-    if not text.strip():
-        raise JobError("the prompt is empty")
-    return data
 
 
 def entries(folder: str) -> Iterator[tuple[str, str]]:
@@ -491,8 +387,3 @@ def locked(folder: str, kind: int = fcntl.LOCK_EX) -> Iterator[bool]:
         yield won
     finally:
         os.close(descriptor)
-
-
-def as_json(content: dict[str, Any]) -> bytes:
-    """A JSON object as a file's content."""
-    return (json.dumps(content) + "\n").encode()

@@ -15,8 +15,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from nrvna.errors import JobError, SettingError, SubmitError, WorkspaceError
+from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt
 from nrvna.terminal import abandon_stdout, open_streams
-from nrvna.workspace import MAX_PROMPT_BYTES, Workspace, check_prompt
+from nrvna.workspace import Workspace
 
 EPILOG = """\
 examples:
@@ -90,7 +91,7 @@ def grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:
         yield group
 
 
-class Order(NamedTuple):
+class Wish(NamedTuple):
     """What is asked of every prompt of a call: ``settings`` for each of its copies, a model, a task."""
 
     settings: list[dict[str, Any]]
@@ -99,21 +100,21 @@ class Order(NamedTuple):
 
     def submit(self, workspace: Workspace, prompts: list[bytes]) -> list[str]:
         """Queue the prompts, copies of one behind each other. Raises as Workspace.submit_all."""
-        copies = [prompt for prompt in prompts for _ in self.settings]
-        return workspace.submit_all(copies, self.settings * len(prompts), self.model, self.task)
+        orders = [Order(prompt, own, self.model, self.task) for prompt in prompts for own in self.settings]
+        return workspace.submit_all(orders)
 
 
-def read_order(options: argparse.Namespace, *, asks: bool) -> Order:
+def read_order(options: argparse.Namespace, *, asks: bool) -> Wish:
     """Raises SettingError, JobError or OSError for what cannot be asked."""
     if not asks:
-        return Order([{}], options.model, {})
+        return Wish([{}], options.model, {})
     from nrvna import ask
 
-    return Order(ask.settings_of(options), options.model, ask.task_of(options))
+    return Wish(ask.settings_of(options), options.model, ask.task_of(options))
 
 
 def queue_lines(
-    workspace: Workspace, words: list[str], groups: Iterable[list[tuple[int, bytes]]], order: Order
+    workspace: Workspace, words: list[str], groups: Iterable[list[tuple[int, bytes]]], order: Wish
 ) -> int:
     """``wrk --lines``: a job for each line, and its id as soon as it is safe; 2 if some cannot run.
 

@@ -14,6 +14,7 @@ from nrvna import files
 from nrvna.errors import NrvnaError, WorkspaceError
 from nrvna.job import JobState, Receipt
 from nrvna.lease import Lease, recover
+from nrvna.order import Order
 from nrvna.progress import first_line, token_line
 from nrvna.workspace import Workspace
 
@@ -41,7 +42,7 @@ def answer_of(prompt: str) -> str:
 def submit(workspace: Workspace, log: Log) -> None:
     for number in count():
         prompts = [f"{os.getpid()}-{number}-{part} " + "x" * 500 for part in range(1 + 3 * (number % 2))]
-        ids = workspace.submit_all(prompts, {"seed": number})
+        ids = workspace.submit_all([Order(prompt, {"seed": number}) for prompt in prompts])
         log.note(queued=dict(zip(ids, prompts, strict=True)))
 
 

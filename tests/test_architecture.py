@@ -22,11 +22,15 @@ ALLOWED = {
     "progress": set(),
     "task": {"errors"},
     "ask": {"config", "grammar", "task", "errors"},
-    "workspace": {"job", "files", "progress", "errors"},
-    "lease": {"workspace", "job", "files", "progress", "errors"},
+    "order": {"job", "errors"},
+    "parents": {"workspace", "job", "order", "files", "errors"},
+    "priorities": {"workspace"},
+    "workspace": {"job", "order", "files", "submit", "progress", "errors"},
+    "submit": {"workspace", "job", "order", "files", "errors"},
+    "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "errors"},
     "service": {"config"},
     "grammar": {"grammar", "errors"},
-    "wrk": {"workspace", "job", "ask", "terminal", "errors"},
+    "wrk": {"workspace", "job", "order", "ask", "terminal", "errors"},
     "flw": {"workspace", "lease", "job", "terminal", "config", "errors"},
     "daemon": {"workspace", "lease", "progress", "service", "job", "task", "config", "errors", "engine"},
     "llama": {"llama", "errors"},
@@ -106,10 +110,10 @@ def users_of(*attributes: str) -> set[str]:
     return found
 
 
-def test_only_workspace_and_lease_move_jobs() -> None:
+def test_only_submission_and_lease_move_jobs() -> None:
     assert users_of("rename", "renames", "replace") == {"files.py"}
     movers = {path.name for path in SOURCES if names_imported_by(path, "nrvna.files") & {"move", "replace"}}
-    assert movers == {"workspace.py", "lease.py"}
+    assert movers == {"submit.py", "lease.py"}
 
 
 def test_only_the_files_room_waits_for_the_disk() -> None:

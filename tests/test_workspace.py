@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nrvna import files
-from nrvna import workspace as workspace_module
+from nrvna import submit as submit_module
 from nrvna.errors import (
     JobError,
     JobNotFoundError,
@@ -18,7 +18,8 @@ from nrvna.errors import (
     WorkspaceError,
 )
 from nrvna.job import JobState
-from nrvna.workspace import MAX_PROMPT_BYTES, Workspace
+from nrvna.order import MAX_PROMPT_BYTES
+from nrvna.workspace import Workspace
 from nrvna.wrk import GROUP
 
 
@@ -156,7 +157,7 @@ def test_a_submit_that_the_disk_does_not_confirm_names_the_job_that_may_run(
     def refuse(path: str) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), path)
 
-    monkeypatch.setattr(workspace_module, "sync", refuse)
+    monkeypatch.setattr(submit_module, "sync", refuse)
     with pytest.raises(SubmitError, match=r"did not confirm that \S+ will run, but it may: Input/output") as caught:
         workspace.submit("q")
     [job_id] = caught.value.uncertain

@@ -190,7 +190,8 @@ class Engine:
         return self._runner.prompts.encode(conversation, limit=context - room - added, overflow=overflow)
 
     def _sequence(self, request: Request, tokens: list[int], most: int) -> Sequence:
-        return Sequence(request.id, tokens, most, cleared=not self._gated, adapter=request.task.lora)
+        gated, adapter = self._gated, request.task.lora
+        return Sequence(request.id, tokens, most, cleared=not gated, adapter=adapter, priority=request.priority)
 
     def _piece(self, token: int) -> bytes:
         """A token's bytes; control tokens have some only where they mark reasoning."""

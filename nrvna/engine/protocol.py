@@ -2,7 +2,7 @@
 
 To the engine, first ``{"path", "model", "config"}``, then these; closing its stdin ends it:
 
-    {"add": {"id", "prompt", "queued", "system", "sampling", "task", "resume"}}
+    {"add": {"id", "prompt", "queued", "system", "sampling", "task", "priority", "resume"}}
                                           a job, with its task (see task.py); "resume" is null or what is on record of
                                           an interrupted attempt: {"key", "seed", "tokens": [id, ...],
                                           "draws": [1, ...]} from its "starts" and "new"

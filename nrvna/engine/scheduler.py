@@ -63,7 +63,8 @@ class Scheduler:
 
     With ``share``, a sequence whose prompt begins as one that is in the cache starts behind a copy of these tokens,
     and one that begins as a prompt being computed waits for it. Of the first ``look_ahead`` in line the one with most
-    tokens to reuse starts first, but nobody is overtaken more than MAX_OVERTAKEN times.
+    tokens to reuse starts first, but none before one of a higher priority, and nobody is overtaken more than
+    MAX_OVERTAKEN times.
 
     A sequence that is not ``cleared`` starts as others do, but is left out of the plans until it is. Those that run
     together have the same adapter; others wait for their end, though no longer than MAX_OVERTAKEN allows.
@@ -132,10 +133,16 @@ class Scheduler:
         return tuple(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the line. Raises ValueError if its prompt leaves no room for an answer."""
+        """Put a sequence at the end of the line, or before those of a lower priority.
+
+        Raises ValueError if its prompt leaves no room for an answer.
+        """
         if not 0 < len(sequence.prompt) < self.context:
             raise ValueError(f"{len(sequence.prompt)} prompt tokens in a context of {self.context}")
-        self._waiting.append(sequence)
+        place = len(self._waiting)
+        while place and self._waiting[place - 1].priority < sequence.priority:
+            place -= 1
+        self._waiting.insert(place, sequence)
 
     def admit(self) -> list[Sequence]:
         """Start those who wait, as far as there is room; returns who starts now."""
@@ -216,6 +223,8 @@ class Scheduler:
             source, cached = self._longest_held(sequence)
             if not is_due and self._being_computed(sequence) - cached >= MIN_SHARED:
                 continue
+            if best and sequence.priority < self._waiting[best.place].priority:
+                break
             fits = self._suits(sequence) and self._fits(sequence, source, cached)
             if fits and (best is None or cached >= best.cached + MIN_SHARED):
                 best = _Choice(place, source, cached)

@@ -17,7 +17,7 @@ class Sequence:
     computed again. ``slot`` is the sequence's number in the context, None while it waits. ``overtaken`` counts the
     later ones that started before it, ``key`` is the prompt as bytes. One that is not ``cleared`` takes its place
     among the running ones, but nothing of it is computed. ``adapter`` names what is added to the model's weights for
-    it: only sequences with the same one are computed together.
+    it: only sequences with the same one are computed together. A higher ``priority`` stands further ahead in line.
     """
 
     id: str
@@ -30,6 +30,7 @@ class Sequence:
     overtaken: int = 0
     cleared: bool = True
     adapter: str | None = None
+    priority: int = 0
     finish_reason: str | None = None
     key: bytes = field(init=False, repr=False)
 

@@ -74,7 +74,8 @@ class Vectors:
             if embedder.can_rerank:
                 raise JobError("this model ranks documents and makes no embeddings: queue with `wrk --rerank FILE`")
             inputs = [embedder.tokenize(request.prompt)]
-        self._waiting.append(_Work(request, inputs))
+        ahead = sum(work.request.priority >= request.priority for work in self._waiting)
+        self._waiting.insert(ahead, _Work(request, inputs))
         return None
 
     def start(self) -> dict[str, Start]:

@@ -23,9 +23,9 @@ from nrvna.task import Task
 class Request:
     """A prompt to answer, and all that is asked of the answer; ``queued`` goes into the receipt as it is.
 
-    ``system`` is the workspace's context. ``resume`` is what is on record of an attempt that was interrupted,
-    ``{"key", "seed", "tokens", "draws"}`` with what the engine's starts and events told. It need not be right: what
-    does not fit is not used.
+    ``system`` is the workspace's context. A higher ``priority`` starts earlier. ``resume`` is what is on record of an
+    attempt that was interrupted, ``{"key", "seed", "tokens", "draws"}`` with what the engine's starts and events
+    told. It need not be right: what does not fit is not used.
     """
 
     id: str
@@ -35,6 +35,7 @@ class Request:
     sampling: Sampling
     task: Task = field(default_factory=Task)
     resume: object = None
+    priority: int = 0
 
 
 class Work(ABC):

@@ -22,6 +22,7 @@ from nrvna import flw
 from nrvna.errors import JobError, WorkspaceError
 from nrvna.job import JobState, Receipt, is_generated_id, new_id
 from nrvna.lease import Claim, Lease, cancel, recover
+from nrvna.order import Order
 from nrvna.progress import first_line, token_line
 from nrvna.workspace import Workspace
 
@@ -52,7 +53,7 @@ class Stage:
         self.recorder.events.append(Fact(kind, job_id, value))
 
     def submit(self, *prompts: str, **settings: Any) -> list[str]:
-        ids = self.workspace.submit_all(prompts, settings)
+        ids = self.workspace.submit_all([Order(prompt, settings) for prompt in prompts])
         for job_id, prompt in zip(ids, prompts, strict=True):
             self.note("queued", job_id, (prompt, settings))
         return ids
@@ -137,7 +138,7 @@ def two_jobs_are_queued_under_the_same_id(stage: Stage) -> None:
     [first] = stage.submit("one")
     ids = iter([first, first])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nrvna.workspace.new_id", lambda after_us: next(ids, None) or new_id(after_us))
+        patch.setattr("nrvna.submit.new_id", lambda after_us: next(ids, None) or new_id(after_us))
         stage.submit("two")
 
 

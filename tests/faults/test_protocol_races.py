@@ -69,7 +69,7 @@ def started(script: str, *arguments: str) -> subprocess.Popen[str]:
 def same_ids(monkeypatch: pytest.MonkeyPatch, *ids: str) -> None:
     """Let these be the next ids, as chance and the clock could have it."""
     waiting = iter(ids)
-    monkeypatch.setattr("nrvna.workspace.new_id", lambda after_us: next(waiting, None) or new_id(after_us))
+    monkeypatch.setattr("nrvna.submit.new_id", lambda after_us: next(waiting, None) or new_id(after_us))
 
 
 def test_two_jobs_that_got_the_same_id_are_two_jobs(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_a_submit_replaces_no_folder_that_appears_under_its_id(
     taken = new_id()
     (Path(workspace.input) / taken).mkdir()
     same_ids(monkeypatch, taken)
-    monkeypatch.setattr(workspace, "_is_taken", lambda _: False)
+    monkeypatch.setattr("nrvna.submit._Submission._is_taken", lambda *_: False)
     job_id = workspace.submit("mine")
     assert job_id != taken
     assert list((Path(workspace.input) / taken).iterdir()) == []

@@ -348,7 +348,9 @@ def holds_pattern(_: object, pattern: str, instance: object, __: object) -> Iter
         yield jsonschema.ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
-Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"pattern": holds_pattern})
+Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
+    jsonschema.Draft202012Validator, {"pattern": holds_pattern}
+)
 
 SLOW = {"suppress_health_check": list(HealthCheck), "database": None, "deadline": None}
 

@@ -1,0 +1,167 @@
+"""What is asked of a job: its prompt, and what its ``job.json`` holds beside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from nrvna.errors import JobError, JobNotFoundError
+from nrvna.job import check_id
+
+MAX_PROMPT_BYTES = 16 * 1024 * 1024
+# Of job.json, in which earlier messages and documents stand.
+MAX_ABOUT_BYTES = 16 * 1024 * 1024
+MAX_TAGS, MAX_PARENTS, MAX_KEY_BYTES = 32, 10_000, 1000
+MAX_PRIORITY = 100
+MAX_TIMEOUT_S = 366 * 24 * 3600
+_TAG = re.compile(r"[^\s,]{1,64}")
+_RESULT = re.compile(r"\{result(?::([^{}]*))?\}")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Order(NamedTuple):
+    """One job to be.
+
+    ``settings`` are fields of Sampling that it has otherwise than the daemon, ``task`` is what
+    :class:`nrvna.task.Task` reads; the daemon checks both. ``model`` leaves it to a daemon whose model file has that
+    name. ``tags`` are words to find it by. A higher ``priority``, from -100 to 100, starts earlier. It starts once
+    the jobs ``after`` which it comes are done, and fails if one of them does. Of all orders with one ``key`` a
+    workspace makes one job. ``timeout`` is how many seconds it may be at work before it is given up. ``batch`` is the
+    batch that it is a line of.
+    """
+
+    prompt: str | bytes
+    settings: Mapping[str, Any] = _NOTHING
+    model: str | None = None
+    task: Mapping[str, Any] = _NOTHING
+    tags: tuple[str, ...] = ()
+    priority: int = 0
+    after: tuple[str, ...] = ()
+    key: str | None = None
+    timeout: float | None = None
+    batch: str | None = None
+
+    def about(self) -> dict[str, Any]:
+        """What ``job.json`` holds of it. Raises JobError for what cannot be."""
+        self.check()
+        given = {name: getattr(self, name) for name in self._fields[2:]}
+        kept = {name: value for name, value in given.items() if value not in (None, (), 0, {})}
+        return {"settings": dict(self.settings), **kept, **({"task": dict(self.task)} if self.task else {})}
+
+    @classmethod
+    def read(cls, about: Mapping[str, Any]) -> Order:
+        """What stands in a ``job.json``, whoever made it; prompt, settings and task are read elsewhere.
+
+        Raises JobError, naming what cannot be.
+        """
+        tags, after, model = about.get("tags", ()), about.get("after", ()), about.get("model")
+        if not isinstance(tags, list | tuple) or not isinstance(after, list | tuple):
+            raise JobError("the job's tags and after must be lists")
+        order = cls(
+            b"",
+            model=model if isinstance(model, str) else None,
+            tags=tuple(tags),
+            priority=about.get("priority", 0),
+            after=tuple(after),
+            key=about.get("key"),
+            timeout=about.get("timeout"),
+            batch=about.get("batch"),
+        )
+        order.check()
+        return order
+
+    def check(self) -> None:
+        """Raises JobError, naming what cannot be."""
+        if len(self.tags) > MAX_TAGS:
+            raise JobError(f"a job has at most {MAX_TAGS} tags, not {len(self.tags)}")
+        for tag in self.tags:
+            if not isinstance(tag, str) or not _TAG.fullmatch(tag) or not tag.isprintable():
+                raise JobError(f"the tag {tag!r} must be a word: up to 64 characters without spaces and commas")
+        if type(self.priority) is not int or abs(self.priority) > MAX_PRIORITY:
+            allowed = f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}"
+            raise JobError(f"the priority is {self.priority!r}, but must be {allowed}")
+        _check_parents(self.after)
+        if self.key is not None and not _is_key(self.key):
+            raise JobError(f"the key is {str(self.key)[:80]!r}, but must be text of up to {MAX_KEY_BYTES} bytes")
+        seconds = self.timeout
+        if seconds is not None and not (type(seconds) in (int, float) and 0 < seconds <= MAX_TIMEOUT_S):
+            raise JobError(f"the timeout is {seconds!r}, but must be seconds, more than 0 and up to a year")
+        if self.batch is not None and not isinstance(self.batch, str):
+            raise JobError("the job's batch must be text")
+
+
+def _check_parents(after: tuple[str, ...]) -> None:
+    if len(after) > MAX_PARENTS:
+        raise JobError(f"a job comes after at most {MAX_PARENTS} others, not {len(after)}")
+    for parent in after:
+        if not isinstance(parent, str):
+            raise JobError(f"{parent!r} is no id of a job to come after")
+        try:
+            check_id(parent)
+        except JobNotFoundError as error:
+            raise JobError(f"it cannot come after a job of that id: {error}") from None
+
+
+def _is_key(key: object) -> bool:
+    try:
+        return isinstance(key, str) and 0 < len(key.encode()) <= MAX_KEY_BYTES
+    except UnicodeEncodeError:
+        return False
+
+
+def parents_named(prompt: str, after: Iterable[str]) -> list[str]:
+    """The jobs whose answers a prompt wants, by ``{result}``, all of them, or ``{result:ID}``.
+
+    Raises JobError if it wants that of a job which it does not come after.
+    """
+    after = tuple(after)
+    named: list[str] = []
+    for match in _RESULT.finditer(prompt):
+        named += after if match[1] is None else [_parent(match[1], after)]
+    return list(dict.fromkeys(named))
+
+
+def fill_in(prompt: str, after: Iterable[str], answers: Mapping[str, str]) -> str:
+    """The prompt with the answers that it wants. What an answer looks like is not read again.
+
+    Raises JobError as :func:`parents_named`.
+    """
+    after = tuple(after)
+
+    def answer(match: re.Match[str]) -> str:
+        named = after if match[1] is None else (_parent(match[1], after),)
+        return "\n\n".join(answers[parent] for parent in named)
+
+    return _RESULT.sub(answer, prompt)
+
+
+def _parent(name: str, after: tuple[str, ...]) -> str:
+    """By its id, or by how that alone of them begins."""
+    found = [parent for parent in after if parent.startswith(name)] if name else []
+    if name in after:
+        return name
+    if len(found) != 1:
+        raise JobError(f"{{result:{name}}} names no job that this one comes after")
+    return found[0]
+
+
+def encode_prompt(text: str) -> bytes:
+    """Text as UTF-8; what that cannot hold stays, for :func:`check_prompt` to refuse."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def check_prompt(data: bytes) -> bytes:
+    """The prompt itself, if it can run. Raises JobError: empty, too large, a NUL byte, or invalid UTF-8."""
+    if len(data) > MAX_PROMPT_BYTES:
+        raise JobError(f"the prompt has {len(data)} bytes, more than the {MAX_PROMPT_BYTES} allowed")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise JobError(f"the prompt is not UTF-8: byte {data[error.start]:#04x} at position {error.start}") from None
+    if "\0" in text:
+        raise JobError(f"the prompt holds a NUL byte at position {data.index(0)}")
+    if not text.strip():
+        raise JobError("the prompt is empty")
+    return data
