@@ -92,6 +92,18 @@ class Order(NamedTuple):
             raise JobError("the job's batch must be text")
 
 
+def copies(prompt: bytes, orders: Iterable[Order], tags: Iterable[str], key: str | None) -> list[Order]:
+    """A prompt's copies, of which ``orders`` say what is asked of each; every copy has a key of its own."""
+    return [
+        order._replace(
+            prompt=prompt,
+            tags=tuple(dict.fromkeys((*tags, *order.tags))),
+            key=order.key if key is None else key if number == 0 else f"{key} #{number + 1}",
+        )
+        for number, order in enumerate(orders)
+    ]
+
+
 def _check_parents(after: tuple[str, ...]) -> None:
     if len(after) > MAX_PARENTS:
         raise JobError(f"a job comes after at most {MAX_PARENTS} others, not {len(after)}")

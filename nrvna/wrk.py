@@ -5,53 +5,50 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
-import select
 import sys
 import termios
-import time
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from nrvna.errors import JobError, SettingError, SubmitError, WorkspaceError
-from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt
+from nrvna.errors import JobError, JobNotFoundError, SettingError, WorkspaceError
+from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies
+from nrvna.prompts import compose
 from nrvna.terminal import abandon_stdout, open_streams
 from nrvna.workspace import Workspace
+
+if TYPE_CHECKING:
+    from nrvna.pile import Recipe
 
 EPILOG = """\
 examples:
   wrk ~/work "Explain what a B-tree is."       queue a prompt
+  wrk -w ~/work "Name a prime."                the same, and print the answer once it is there
   git diff | wrk ~/work "Review this:" -       the words, then standard input
-  wrk ~/work < prompt.txt                      standard input alone
-  wrk ~/work "Translate:" --lines words.txt    a job for each line, the words before it
+  wrk ~/work "Compare these:" -f a.py -f b.py  the words, then the files with their names
   wrk ~/work "Good news?" --choices yes,no     one of these, with probabilities
   wrk ~/work "Say hi." --temp 0 --stop .       settings of this job's own
-  id=$(wrk ~/work "Name a prime."); flw -w ~/work $id
-  wrk --init ~/work                            make a workspace without starting a daemon
 
-exit codes: 0 queued, 1 the workspace could not be written, 2 usage, or a prompt that cannot run
+many at once:
+  wrk ~/work "Translate:" --lines words.txt    a job for each line, the words before it
+  wrk ~/work "Review this:" --each 'src/*.py'  a job for each file
+  wrk ~/work --jsonl jobs.jsonl                a job for each object: {"prompt": "...", "temp": 0, "tags": ["x"]}
+  wrk ~/work --jsonl rows.jsonl --template 'Is {name} a {kind}?'
+
+one after another:
+  id=$(wrk ~/work "Write a limerick.")
+  wrk ~/work --after $id "Make this better: {result}"
+
+exit codes: 0 queued, 1 the workspace could not be written, 2 usage, or a prompt that cannot run;
+with -w those of flw: 0 answered, 1 failed
 """
 
-# Jobs that wait for the disk together: many, so that it is asked seldom; few, so that a pipe's ids come steadily.
-GROUP = 200
-# With these alone, nothing is asked but an answer to the prompt.
-_PLAIN_OPTIONS = ("-", "--", "--lines", "--model", "--init")
-_GROUP_BYTES = 16 * 1024 * 1024
-_SHOW_AFTER_S = 2.0
-
-
-def compose_prompt(words: list[str], piped: bytes | None) -> bytes:
-    """The words as a shell joins them, and below them what was piped in, if anything was."""
-    parts = [os.fsencode(" ".join(words))] if words else []
-    if piped is not None:
-        parts.append(piped)
-    return b"\n\n".join(parts)
-
-
-def read_piped() -> bytes:
-    """All of standard input, or just more than a prompt may have."""
-    return sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+# With these alone, nothing is asked that takes long to look at.
+_PLAIN_OPTIONS = (
+    *("-", "--", "-f", "--file", "--lines", "--jsonl", "--each", "--template"),
+    *("-w", "--wait", "--tag", "--priority", "--after", "--key", "--timeout", "--model", "--init"),
+)
+_PILES = ("lines", "jsonl", "each")
 
 
 def pipe_is_waiting() -> bool:
@@ -63,93 +60,6 @@ def pipe_is_waiting() -> bool:
         return False
 
 
-def grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:
-    """Lines with their numbers, as many at a time as are there, up to a group; blank ones are left out.
-
-    Of a line that is too long for a prompt only so much is kept that this can be told.
-    """
-    group: list[tuple[int, bytes]] = []
-    number, size, rest = 0, 0, b""
-    while data := os.read(descriptor, 1 << 16):
-        *lines, rest = (rest + data).split(b"\n")
-        rest = rest[: MAX_PROMPT_BYTES + 1]
-        for line in lines:
-            number += 1
-            if line.strip():
-                group.append((number, line.removesuffix(b"\r")))
-                size += len(line)
-            if len(group) >= GROUP or size >= _GROUP_BYTES:
-                yield group
-                group, size = [], 0
-        # Whoever writes slowly still gets each id as soon as the line is there.
-        if group and not select.select([descriptor], (), (), 0)[0]:
-            yield group
-            group, size = [], 0
-    if rest.strip():
-        group.append((number + 1, rest))
-    if group:
-        yield group
-
-
-class Wish(NamedTuple):
-    """What is asked of every prompt of a call: ``settings`` for each of its copies, a model, a task."""
-
-    settings: list[dict[str, Any]]
-    model: str | None
-    task: dict[str, Any]
-
-    def submit(self, workspace: Workspace, prompts: list[bytes]) -> list[str]:
-        """Queue the prompts, copies of one behind each other. Raises as Workspace.submit_all."""
-        orders = [Order(prompt, own, self.model, self.task) for prompt in prompts for own in self.settings]
-        return workspace.submit_all(orders)
-
-
-def read_order(options: argparse.Namespace, *, asks: bool) -> Wish:
-    """Raises SettingError, JobError or OSError for what cannot be asked."""
-    if not asks:
-        return Wish([{}], options.model, {})
-    from nrvna import ask
-
-    return Wish(ask.settings_of(options), options.model, ask.task_of(options))
-
-
-def queue_lines(
-    workspace: Workspace, words: list[str], groups: Iterable[list[tuple[int, bytes]]], order: Wish
-) -> int:
-    """``wrk --lines``: a job for each line, and its id as soon as it is safe; 2 if some cannot run.
-
-    Raises SubmitError and WorkspaceError, with the ids printed that are queued.
-    """
-    started, total, refused = time.monotonic(), 0, 0
-    shows = sys.stderr.isatty() and not sys.stdout.isatty()
-    for group in groups:
-        prompts = []
-        for number, line in group:
-            try:
-                prompts.append(check_prompt(compose_prompt(words, line)))
-            except JobError as error:
-                refused += 1
-                print(f"wrk: line {number}: {error}", file=sys.stderr)
-        try:
-            queued = order.submit(workspace, prompts)
-        except SubmitError as error:
-            print_ids(error.queued)
-            raise
-        print_ids(queued)
-        total += len(queued)
-        if shows and time.monotonic() - started > _SHOW_AFTER_S:
-            print(f"\r\x1b[K{total} queued", end="", file=sys.stderr, flush=True)
-    if shows:
-        print(f"\r\x1b[K{total} queued", file=sys.stderr)
-    return 2 if refused else 0
-
-
-def print_ids(ids: list[str]) -> None:
-    """Raises OSError if standard output does not take them."""
-    if ids:
-        print("\n".join(ids), flush=True)
-
-
 def encouragement(workspace: Workspace, job_id: str) -> str:
     """What to do next, for a person."""
     with suppress(WorkspaceError):
@@ -158,8 +68,8 @@ def encouragement(workspace: Workspace, job_id: str) -> str:
     return f"queued; collect the answer with: flw -w {workspace.path} {job_id}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    open_streams()
+def make_parser(*, everything: bool = True) -> argparse.ArgumentParser:
+    """The options; without ``everything`` only those that most calls have."""
     parser = argparse.ArgumentParser(
         prog="wrk",
         usage="wrk [options] WORKSPACE [PROMPT ...]",
@@ -167,73 +77,190 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EPILOG,
         # With a width given, argparse does not import shutil to ask the terminal for its own.
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
+        allow_abbrev=False,
     )
     parser.add_argument("workspace", metavar="WORKSPACE", help="the workspace's folder")
     parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="words of the prompt; a last - is standard input")
-    parser.add_argument("--lines", metavar="FILE", help="a job for each line of FILE, - for standard input")
-    parser.add_argument("--model", metavar="NAME", help="leave it to a daemon whose model file has this name")
-    parser.add_argument("--init", action="store_true", help="make the workspace first if it does not exist")
-    given = sys.argv[1:] if argv is None else argv
-    asks = any(word.startswith("-") and word.split("=")[0] not in _PLAIN_OPTIONS for word in given)
-    if asks:
+    add = parser.add_argument
+    add("-f", "--file", action="append", default=[], metavar="FILE", help="put FILE, with its name, under the words")
+    add("-w", "--wait", action="store_true", help="wait, and print the answer in place of the id")
+    add("--init", action="store_true", help="make the workspace first if it does not exist")
+    pile = parser.add_argument_group("many jobs in one call").add_mutually_exclusive_group()
+    pile.add_argument("--lines", metavar="FILE", help="a job for each line of FILE, - for standard input")
+    pile.add_argument(
+        "--jsonl", metavar="FILE", help="a job for each line of FILE, a JSON object; - for standard input"
+    )
+    pile.add_argument(
+        "--each", action="append", metavar="PATTERN", help="a job for each file that matches, as in 'src/**/*.py'"
+    )
+    add = parser.add_argument_group("how it is queued").add_argument
+    add(
+        "--template",
+        metavar="TEXT",
+        help="the prompt, with {line}; with {file} (name and content), {path}, {name}, {stem}, {text}; "
+        "or with an object's fields",
+    )
+    add("--tag", action="append", default=[], metavar="TAG", help="a word to find it by; several, or A,B")
+    add("--priority", metavar="N", help="start before jobs of a lower one: -100 to 100, default 0")
+    add("--after", action="append", default=[], metavar="ID", help="start when that job is done; several, or a list")
+    add("--key", metavar="KEY", help="whatever is queued with this KEY again is the same job")
+    add("--timeout", metavar="TIME", help="give it up after so long at work: 90s, 15m, 2h")
+    add("--model", metavar="NAME", help="leave it to a daemon whose model file has this name")
+    if everything:
         # Imported here: it takes longer than all the rest of what most calls do.
         from nrvna.ask import add_options
 
         add_options(parser)
-    options = parser.parse_args(given)
-    words: list[str] = options.prompt
-    workspace = Workspace(options.workspace)
-    queued: list[str] = []
+    return parser
+
+
+def read_orders(options: argparse.Namespace, workspace: Workspace, *, everything: bool) -> list[Order]:
+    """What is asked of each copy of a prompt, still without it.
+
+    Raises SettingError or JobError, JobNotFoundError, and OSError for a file that cannot be read.
+    """
+    after = [workspace.find(job_id).id for job_id in _words_of(options.after)]
+    timeout = None
+    if options.timeout is not None:
+        from nrvna.durations import parse_duration
+
+        timeout = parse_duration(options.timeout, "--timeout")
+    order = Order(
+        b"",
+        model=options.model,
+        priority=_whole_number(options.priority, "--priority") if options.priority is not None else 0,
+        after=tuple(dict.fromkeys(after)),
+        timeout=timeout,
+    )
+    order.check()
+    if not everything:
+        return [order]
+    from nrvna import ask
+
+    return [order._replace(settings=own, task=ask.task_of(options)) for own in ask.settings_of(options)]
+
+
+def _whole_number(text: str, given_as: str) -> int:
     try:
-        order = read_order(options, asks=asks)
-    except (SettingError, JobError) as error:
-        parser.exit(2, f"wrk: {error}\n")
-    except OSError as error:
-        parser.exit(2, f"wrk: cannot read {error.filename}: {error.strerror}\n")
+        return int(text)
+    except ValueError:
+        raise SettingError(f"{given_as} is {text!r}, but must be a whole number") from None
+
+
+def read_recipe(options: argparse.Namespace, orders: list[Order]) -> Recipe:
+    """What becomes of each row of a pile. Raises as :func:`read_orders`."""
+    from nrvna.pile import FILE_FIELDS, LINE_FIELDS, Recipe
+    from nrvna.prompts import Template, quoted_file
+
+    words: list[str] = options.prompt
+    if options.each and words and all(os.path.isfile(word) for word in words):
+        raise SettingError(
+            f"quote the pattern, as in --each 'src/*.py': the shell made {words[0]!r} and others of it"
+        )
+    template = Template(options.template, "--template") if options.template is not None else None
+    if template and words:
+        raise SettingError(f"--template is the whole prompt: put {' '.join(words)[:40]!r} into it")
+    key = Template(options.key, "--key") if options.key is not None else None
+    if key and not key.names:
+        raise SettingError(f"--key {options.key!r} would be that of every job: give it a field, as {{line}}")
+    tags = [Template(tag, "--tag") for tag in _words_of(options.tag)]
+    known = {"lines": LINE_FIELDS, "each": FILE_FIELDS}
+    for name, fields in known.items():
+        for each in (template, key, *tags):
+            if each and getattr(options, name) is not None:
+                each.check(fields)
+    return Recipe(words, [quoted_file(path) for path in options.file], template, orders, key, tags)
+
+
+def _words_of(given: list[str]) -> list[str]:
+    """An option's words, whether it was given several times or with a list."""
+    return [word for text in given for word in text.replace(",", " ").split()]
+
+
+def queue_pile(options: argparse.Namespace, workspace: Workspace, orders: list[Order]) -> tuple[list[str], int]:
+    """A job for each row of a pile; the ids, and how many rows cannot run.
+
+    Raises what submitting does, and OSError.
+    """
+    # Imported here: most calls queue one prompt.
+    from nrvna import pile
+
+    recipe = read_recipe(options, orders)
+    if options.each:
+        return pile.queue_pile(workspace, pile.files(options.each), recipe)
+    if options.lines is not None:
+        return pile.queue_pile(workspace, pile.lines(_opened(options.lines)), recipe)
+    return pile.queue_pile(workspace, pile.objects(_opened(options.jsonl)), recipe)
+
+
+def _opened(path: str) -> int:
+    return sys.stdin.fileno() if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def queue_one(options: argparse.Namespace, workspace: Workspace, orders: list[Order]) -> list[str]:
+    """A job, or copies of it, of words, files and what is piped in. Raises as submitting does, and OSError."""
+    words: list[str] = options.prompt
+    if options.template is not None:
+        raise SettingError("--template goes with --lines, --jsonl or --each: without them words are enough")
+    piped = None
+    if words[-1:] == ["-"] or not (words or options.file or sys.stdin.isatty()):
+        words = words[:-1]
+        piped = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+    elif not (words or options.file):
+        raise JobError("no prompt: name one after the workspace, or pipe one in")
+    elif pipe_is_waiting():
+        # In a shell's loop it is the loop's: it is left alone, but not without a word.
+        print("wrk: standard input is not part of this prompt; a last - would put it there", file=sys.stderr)
+    files = []
+    if options.file:
+        # Imported here: most prompts are words.
+        from nrvna.prompts import quoted_file
+
+        files = [quoted_file(path) for path in options.file]
+    prompt = check_prompt(compose(words, files, piped))
+    return workspace.submit_all(copies(prompt, orders, _words_of(options.tag), options.key))
+
+
+def main(argv: list[str] | None = None) -> int:
+    open_streams()
+    given = sys.argv[1:] if argv is None else argv
+    everything = any(word.startswith("-") and word.split("=")[0] not in _PLAIN_OPTIONS for word in given)
+    parser = make_parser(everything=everything)
+    # Options may stand between the words.
+    options = parser.parse_intermixed_args(given)
+    workspace = Workspace(options.workspace)
+    is_pile = any(getattr(options, name) is not None for name in _PILES)
+    ids: list[str] = []
     try:
         if options.init:
             workspace.create()
-            if not words and options.lines is None:
+            if not (options.prompt or options.file or is_pile):
                 return 0
         try:
             workspace.check()
         except WorkspaceError as error:
             parser.exit(2, f"wrk: {error}\n")
-        if options.lines is not None:
-            return queue_lines(workspace, words, grouped_lines(_open_lines(parser, options.lines)), order)
-        piped = None
-        if words[-1:] == ["-"] or (not words and not sys.stdin.isatty()):
-            words = words[:-1]
-            piped = read_piped()
-        elif not words:
-            parser.exit(2, "wrk: no prompt: name one after the workspace, or pipe one in\n")
-        elif pipe_is_waiting():
-            # In a shell's loop it is the loop's: it is left alone, but not without a word.
-            print("wrk: standard input is not part of this prompt; a last - would put it there", file=sys.stderr)
-        queued = order.submit(workspace, [check_prompt(compose_prompt(words, piped))])
-        print_ids(queued)
-    except JobError as error:
+        orders = read_orders(options, workspace, everything=everything)
+        if is_pile:
+            ids, refused = queue_pile(options, workspace, orders)
+        else:
+            ids, refused = queue_one(options, workspace, orders), 0
+            print("\n".join(ids), flush=True)
+    except (SettingError, JobError, JobNotFoundError) as error:
         parser.exit(2, f"wrk: {error}\n")
     except WorkspaceError as error:
         parser.exit(1, f"wrk: {error}\n")
     except KeyboardInterrupt:
         return 130
     except OSError as error:
+        if error.filename:
+            parser.exit(2, f"wrk: cannot read {error.filename}: {error.strerror}\n")
         abandon_stdout()
-        about = f"{queued[0]} is queued, but " if queued else ""
+        about = f"{ids[0]} is queued, but " if ids else ""
         parser.exit(1, f"wrk: {about}standard output failed: {error.strerror}\n")
-    if sys.stderr.isatty():
-        print(encouragement(workspace, queued[0]), file=sys.stderr)
-    return 0
-
-
-def _open_lines(parser: argparse.ArgumentParser, path: str) -> int:
-    if path == "-":
-        return sys.stdin.fileno()
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        parser.exit(2, f"wrk: cannot read {path}: {error.strerror}\n")
+    if sys.stderr.isatty() and ids and not options.wait:
+        print(encouragement(workspace, ids[-1]), file=sys.stderr)
+    return 2 if refused else 0
 
 
 def run() -> None:

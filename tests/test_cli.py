@@ -19,9 +19,9 @@ from nrvna.job import JobState, Receipt, is_generated_id
 from nrvna.lease import Lease
 from nrvna.progress import first_line as head_of_progress
 from nrvna.progress import token_line
+from nrvna.prompts import compose
 from nrvna.terminal import printable
 from nrvna.workspace import Workspace
-from nrvna.wrk import compose_prompt
 from nrvna.wrk import main as wrk_main
 
 BIN = Path(sys.executable).parent
@@ -142,7 +142,7 @@ def test_wrk_says_in_one_line_that_it_may_not_write(workspace: Workspace, tmp_pa
     ],
 )
 def test_a_prompt_is_composed_as_a_shell_user_expects(words: list[str], piped: bytes | None, prompt: bytes) -> None:
-    assert compose_prompt(words, piped) == prompt
+    assert compose(words, [], piped) == prompt
 
 
 def on_terminal(*arguments: str | Path) -> str:

@@ -19,8 +19,8 @@ from nrvna.errors import (
 )
 from nrvna.job import JobState
 from nrvna.order import MAX_PROMPT_BYTES
+from nrvna.pile import GROUP
 from nrvna.workspace import Workspace
-from nrvna.wrk import GROUP
 
 
 def test_a_submitted_job_is_queued_with_its_prompt(workspace: Workspace) -> None:
