@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrvna.engine.attention import plain_is_faster
@@ -82,6 +82,37 @@ def test_sequences_start_in_the_order_they_came() -> None:
         scheduler.add(sequence(name, 2))
     assert [one.id for one in scheduler.admit()] == ["a", "b"]
     assert scheduler.admit() == []
+
+
+def test_a_higher_priority_goes_before_all_that_wait_with_a_lower_one() -> None:
+    scheduler = Scheduler(parallel=1, context=100, budget=200)
+    for name, priority in (("a", 0), ("b", -1), ("c", 0), ("d", 5), ("e", 5), ("f", 0)):
+        scheduler.add(replace(sequence(name, 2), priority=priority))
+    assert run(scheduler) == ["d", "e", "a", "c", "f", "b"]
+
+
+def test_a_prefix_in_the_cache_does_not_make_up_for_a_lower_priority() -> None:
+    scheduler = Scheduler(parallel=1, slots=2, context=100, budget=200)
+    scheduler.add(sequence("leader", 50, head=HEAD))
+    scheduler.admit()
+    scheduler.add(sequence("alike", 50, head=HEAD))
+    scheduler.add(replace(sequence("urgent", 50), priority=1))
+    assert run(scheduler) == ["urgent", "alike"]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.integers(-2, 2), max_size=20), st.integers(1, 4))
+def test_nobody_starts_before_somebody_more_urgent_who_waits(priorities: list[int], parallel: int) -> None:
+    scheduler = Scheduler(parallel=parallel, context=100, budget=200)
+    for number, priority in enumerate(priorities):
+        scheduler.add(replace(sequence(str(number), 50), priority=priority))
+    while len(scheduler):
+        waiting = [one.priority for one in scheduler.waiting]
+        started = scheduler.admit()
+        left = [one.priority for one in scheduler.waiting]
+        assert sorted(waiting) == sorted([*left, *(one.priority for one in started)])
+        assert all(one.priority >= max(left, default=one.priority) for one in started)
+        advance(scheduler, scheduler.plan())
 
 
 def test_a_released_slot_goes_to_the_next_in_line() -> None:

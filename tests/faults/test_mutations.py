@@ -27,7 +27,8 @@ TESTS = Path(__file__).parents[1]
 SOURCES = ("files.py", "workspace.py", "submit.py", "lease.py")
 # A test that hangs has noticed as well.
 PATIENCE_S = 120
-POWER_CUTS, FOLDERS, RACES = "faults/test_power_cut.py", "test_workspace.py", "faults/test_protocol_races.py"
+POWER_CUTS, RACES = "faults/test_power_cut.py", "faults/test_protocol_races.py"
+FOLDERS, JOBS_IN = "test_workspace.py", "test_submit.py"
 # Those of the tests that take long and know nothing of this.
 LEFT_OUT = (
     "not crowd and not thousand_jobs and not arrives_as_it_was_given and not moves_is_always_found and not kill"
@@ -75,7 +76,7 @@ def _mutants_of(name: str) -> Iterator[Mutant]:
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, tuple[str, ...]]]:
-    durable, other = (POWER_CUTS, FOLDERS), (RACES, FOLDERS)
+    durable, other = (POWER_CUTS, FOLDERS), (RACES, FOLDERS, JOBS_IN)
     match node:
         # Waits for the disk.
         case ast.Expr(ast.Call(ast.Name("sync" | "sync_tree" | "_flush") | ast.Attribute(_, "fsync"))):

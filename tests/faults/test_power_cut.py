@@ -58,6 +58,13 @@ class Stage:
             self.note("queued", job_id, (prompt, settings))
         return ids
 
+    def order(self, *orders: Order) -> list[str]:
+        ids = self.workspace.submit_all(orders)
+        for job_id, order in zip(ids, orders, strict=True):
+            self.note("ordered", job_id, order)
+            self.note("queued", job_id, (order.prompt, {}))
+        return ids
+
     def lease(self) -> Lease:
         return Lease(self.workspace, MODEL)
 
@@ -140,6 +147,33 @@ def two_jobs_are_queued_under_the_same_id(stage: Stage) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nrvna.submit.new_id", lambda after_us: next(ids, None) or new_id(after_us))
         stage.submit("two")
+
+
+def a_job_with_a_key_is_queued(stage: Stage) -> None:
+    stage.order(Order("one", key="k"))
+    stage.submit("two")
+
+
+def jobs_with_keys_are_queued_at_once(stage: Stage) -> None:
+    stage.order(Order("one", key="k"), Order("two", key="l", priority=2), Order("three"))
+
+
+def urgent_jobs_are_queued(stage: Stage) -> None:
+    stage.submit("one")
+    stage.order(Order("two", priority=5))
+    stage.order(Order("three", priority=1))
+
+
+def an_answer_goes_into_the_next_prompt(stage: Stage) -> None:
+    lease = stage.lease()
+    [parent] = stage.submit("one")
+    [child] = stage.order(Order("{result}!", after=(parent,)))
+    stage.finish(lease, stage.claim(lease), "the answer")
+    claim = stage.claim(lease)
+    assert lease.prompt(claim) == "the answer!"
+    stage.note("filled", child, b"the answer!")
+    stage.start(lease, claim)
+    stage.finish(lease, claim, "yes")
 
 
 def a_job_is_answered(stage: Stage) -> None:
@@ -300,6 +334,10 @@ STORIES: list[Callable[[Stage], None]] = [
     two_jobs_are_queued,
     five_jobs_are_queued_at_once,
     two_jobs_are_queued_under_the_same_id,
+    a_job_with_a_key_is_queued,
+    jobs_with_keys_are_queued_at_once,
+    urgent_jobs_are_queued,
+    an_answer_goes_into_the_next_prompt,
     a_job_is_answered,
     an_answer_is_shown_before_its_daemon_has_confirmed_it,
     a_reason_is_shown_before_its_daemon_has_confirmed_it,
@@ -332,6 +370,8 @@ class Promises:
         self.filed: set[str] = set()
         self.begun: dict[str, int] = {}
         self.crashes: dict[str, int] = {}
+        self.ordered: dict[str, Order] = {}
+        self.filled: dict[str, bytes] = {}
 
     def add(self, fact: Fact) -> None:
         if fact.kind == "created":
@@ -346,6 +386,10 @@ class Promises:
             self.crashes.pop(fact.id, None)
         elif fact.kind == "filed":
             self.filed.add(fact.id)
+        elif fact.kind == "ordered":
+            self.ordered[fact.id] = fact.value
+        elif fact.kind == "filled":
+            self.filled[fact.id] = fact.value
         elif fact.kind == "begun":
             self.begun[fact.id] = fact.value
         else:
@@ -406,7 +450,9 @@ class Inspector:
                 assert told["id"] == folder.name, "a receipt is another job's"
                 inside = {path.name for path in folder.iterdir()}
                 # The mark of who wanted it cancelled may stay, and what was removed last may be back.
-                assert inside - {"cancel", "progress.jsonl", "attempts.json"} == {
+                if folder.name in promises.filled:
+                    assert (folder / "filled.txt").read_bytes() == promises.filled[folder.name], "not what was asked"
+                assert inside - {"cancel", "progress.jsonl", "attempts.json", "filled.txt"} == {
                     "prompt.txt",
                     "job.json",
                     "receipt.json",
@@ -433,12 +479,16 @@ class Inspector:
             assert json.loads((Path(job.directory) / "job.json").read_text())["settings"] == settings
             assert job.state is JobState.QUEUED or job_id in promises.filing
         assert not any(job.state is JobState.RUNNING for job in jobs), "a dead daemon's job was left"
+        for job_id, order in promises.ordered.items():
+            if order.key and job_id in promises.queued:
+                assert workspace.submit_all([order]) == [job_id], "a key was forgotten"
 
     def _go_on(self, workspace: Workspace, promises: Promises) -> None:
         """A daemon takes over and answers everything; of what was never acknowledged it may find anything."""
         lease = Lease(workspace, MODEL)
         answers: dict[str, str] = {}
-        order = []
+        order: list[str] = []
+        done: list[str] = []
         while claim := lease.claim():
             assert claim.id not in promises.filed, "what was filed is queued again"
             assert claim.begun >= promises.begun.get(claim.id, 0), f"a start was forgotten: {claim}"
@@ -461,10 +511,14 @@ class Inspector:
                 # It is there now, and must be whole like the others.
                 job = workspace.find(claim.id)
                 assert job.is_finished
-                shutil.rmtree(job.directory)
+                # Those after it may want its answer.
+                done.append(job.directory)
+        for directory in done:
+            shutil.rmtree(directory)
         lease.close()
-        generated = [name for name in order if is_generated_id(name)]
-        assert generated == sorted(generated), "not in the order they were queued"
+        generated = [name for name in order if is_generated_id(name) and name in promises.queued]
+        urgency = {name: ordered.priority for name, ordered in promises.ordered.items()}
+        assert generated == sorted(generated, key=lambda name: (-urgency.get(name, 0), name)), "out of order"
         assert list(Path(workspace.processing).iterdir()) == [], "something was left under processing/"
 
 
