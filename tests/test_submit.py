@@ -78,22 +78,26 @@ def test_another_key_is_another_job(workspace: Workspace) -> None:
 def test_processes_that_race_with_one_key_make_one_job(workspace: Workspace) -> None:
     program = (
         "import sys; from nrvna.order import Order; from nrvna.workspace import Workspace\n"
-        "sys.stdin.read()\n"
-        "for key in range(20): print(*Workspace(sys.argv[1]).submit_all([Order('x', key=str(key))]))"
+        "print('ready', flush=True); sys.stdin.read()\n"
+        "for key in range(60): print(*Workspace(sys.argv[1]).submit_all([Order('x', key=str(key))]))"
     )
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", program, workspace.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-P", "-c", program, workspace.path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(4)
     ]
     threads = [threading.Thread(target=lambda racer=racer: racer.stdin.close()) for racer in racers]
+    assert [racer.stdout.readline() for racer in racers if racer.stdout] == ["ready\n"] * 4
     for thread in threads:
         thread.start()
     ids = [racer.stdout.read().split() for racer in racers if racer.stdout]
     assert [racer.wait() for racer in racers] == [0] * 4
-    assert len(ids[0]) == 20 and all(found == ids[0] for found in ids)
-    assert workspace.counts().queued == 20
+    assert len(ids[0]) == 60 and all(found == ids[0] for found in ids)
+    assert workspace.counts().queued == 60
 
 
 def test_a_job_known_elsewhere_never_takes_another_id(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
