@@ -11,9 +11,9 @@ import termios
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import partial
 from typing import Any, NamedTuple
 
+from nrvna.arguments import Parser
 from nrvna.errors import JobError, SettingError, SubmitError, WorkspaceError
 from nrvna.terminal import abandon_stdout, open_streams
 from nrvna.workspace import MAX_PROMPT_BYTES, Workspace, check_prompt
@@ -157,28 +157,32 @@ def encouragement(workspace: Workspace, job_id: str) -> str:
     return f"queued; collect the answer with: flw -w {workspace.path} {job_id}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    open_streams()
-    parser = argparse.ArgumentParser(
+def make_parser(*, everything: bool) -> Parser:
+    """What wrk takes, with its help: all of it, or as little as most calls need, which is quicker."""
+    parser = Parser(
         prog="wrk",
         usage="wrk [options] WORKSPACE [PROMPT ...]",
         description="Queue prompts in a workspace and print the jobs' ids. A daemon (nrvnad) answers them.",
         epilog=EPILOG,
-        # With a width given, argparse does not import shutil to ask the terminal for its own.
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
     )
     parser.add_argument("workspace", metavar="WORKSPACE", help="the workspace's folder")
-    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="words of the prompt; a last - is standard input")
+    parser.add_argument("prompt", nargs="*", default=[], metavar="PROMPT", help="words of the prompt; a last - is standard input")
     parser.add_argument("--lines", metavar="FILE", help="a job for each line of FILE, - for standard input")
     parser.add_argument("--model", metavar="NAME", help="leave it to a daemon whose model file has this name")
     parser.add_argument("--init", action="store_true", help="make the workspace first if it does not exist")
-    given = sys.argv[1:] if argv is None else argv
-    asks = any(word.startswith("-") and word.split("=")[0] not in _PLAIN_OPTIONS for word in given)
-    if asks:
+    if everything:
         # Imported here: it takes longer than all the rest of what most calls do.
         from nrvna.ask import add_options
 
         add_options(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    open_streams()
+    given = sys.argv[1:] if argv is None else argv
+    asks = any(word.startswith("-") and word.split("=")[0] not in _PLAIN_OPTIONS for word in given)
+    parser = make_parser(everything=asks)
     options = parser.parse_args(given)
     words: list[str] = options.prompt
     workspace = Workspace(options.workspace)
