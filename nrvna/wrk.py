@@ -166,7 +166,9 @@ def make_parser(*, everything: bool) -> Parser:
         epilog=EPILOG,
     )
     parser.add_argument("workspace", metavar="WORKSPACE", help="the workspace's folder")
-    parser.add_argument("prompt", nargs="*", default=[], metavar="PROMPT", help="words of the prompt; a last - is standard input")
+    parser.add_argument(
+        "prompt", nargs="*", default=[], metavar="PROMPT", help="words of the prompt; a last - is standard input"
+    )
     parser.add_argument("--lines", metavar="FILE", help="a job for each line of FILE, - for standard input")
     parser.add_argument("--model", metavar="NAME", help="leave it to a daemon whose model file has this name")
     parser.add_argument("--init", action="store_true", help="make the workspace first if it does not exist")

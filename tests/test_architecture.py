@@ -41,6 +41,9 @@ ALLOWED = {
         "errors",
         "engine",
     },
+    "tools": {"wrk", "flw", "daemon"},
+    "manual": {"tools", "arguments", "config"},
+    "completion": {"completion", "tools", "arguments", "config"},
     "llama": {"llama", "errors"},
     "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "errors"},
 }
@@ -74,7 +77,9 @@ def test_a_room_imports_only_the_rooms_it_may(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted(PACKAGE.glob("*.py")), *sorted((PACKAGE / "grammar").glob("*.py"))], ids=lambda path: path.name
+    "path",
+    [path for folder in ("", "grammar", "completion") for path in sorted((PACKAGE / folder).glob("*.py"))],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_daemon_and_tools_import_the_standard_library_alone(path: Path) -> None:
     others = {name.split(".")[0] for name in imports_of(path)} - {"nrvna"}
