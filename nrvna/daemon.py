@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import stat
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from nrvna.errors import (
     LeaseLostError,
     LostRaceError,
     ModelNotFoundError,
+    NoFolderError,
     NrvnaError,
     SettingError,
     WorkspaceError,
@@ -459,6 +461,8 @@ def fingerprint(model: Path) -> dict[str, Any]:
         about = model.stat()
     except OSError as error:
         raise ModelNotFoundError(f"no model file {model}: {error.strerror}") from error
+    if stat.S_ISDIR(about.st_mode):
+        raise ModelNotFoundError(f"{model} is a folder: name the .gguf file in it")
     return {"path": str(model.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
 
 
@@ -546,7 +550,7 @@ def main(argv: list[str] | None = None) -> int:
         serve(options.model, Workspace(options.workspace), config)
     except (NrvnaError, OSError) as error:
         print(f"nrvnad: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ModelNotFoundError | NoFolderError) else 1
     return 0
 
 

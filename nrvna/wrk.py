@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import os
 import select
@@ -14,7 +15,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from nrvna.arguments import Parser
-from nrvna.errors import JobError, SettingError, SubmitError, WorkspaceError
+from nrvna.errors import JobError, NoFolderError, SettingError, SubmitError, WorkspaceError
 from nrvna.terminal import abandon_stdout, open_streams
 from nrvna.workspace import MAX_PROMPT_BYTES, Workspace, check_prompt
 
@@ -190,6 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     workspace = Workspace(options.workspace)
     queued: list[str] = []
     try:
+        if options.model == "":
+            raise SettingError("--model is '', but must be the name of a daemon's model file")
         order = read_order(options, asks=asks)
     except (SettingError, JobError) as error:
         parser.exit(2, f"wrk: {error}\n")
@@ -220,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     except JobError as error:
         parser.exit(2, f"wrk: {error}\n")
     except WorkspaceError as error:
-        parser.exit(1, f"wrk: {error}\n")
+        parser.exit(2 if isinstance(error, NoFolderError) else 1, f"wrk: {error}\n")
     except KeyboardInterrupt:
         return 130
     except OSError as error:
@@ -236,6 +239,8 @@ def _open_lines(parser: argparse.ArgumentParser, path: str) -> int:
     if path == "-":
         return sys.stdin.fileno()
     try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         parser.exit(2, f"wrk: cannot read {path}: {error.strerror}\n")
