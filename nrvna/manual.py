@@ -16,12 +16,12 @@ from nrvna.arguments import Parser
 from nrvna.config import SETTINGS
 from nrvna.tools import Tool, all_tools, help_of, options_of, places_of, summary_of, value_of
 
-_SETTINGS = {setting.option: setting for setting in SETTINGS}
+_SETTINGS = {setting.field: setting for setting in SETTINGS}
 # What stands in for characters that roff reads as its own, or shows as others than they are.
 _ESCAPES = {"\\": r"\[rs]", "-": r"\-", "'": r"\[aq]", "`": r"\[ga]", "^": r"\[ha]", "~": r"\[ti]", '"': r"\[dq]"}
 
 # "0 done, 1 failed", or one on each line.
-_EXIT_CODE = re.compile(r"(?:^|,)\s*(\d+)\s+(.*?)(?=[,\n]\s*\d+\s|\s*\Z)", re.DOTALL | re.MULTILINE)
+_EXIT_CODE = re.compile(r"(?:^|[,;])\s*(\d+)\s+(.*?)(?=[,;\n]\s*\d+\s|\s*\Z)", re.DOTALL | re.MULTILINE)
 
 # The day of the version that is in __version__.
 RELEASED = "2026-11-25"
@@ -62,9 +62,14 @@ def man_page(tool: Tool, *, has_environment: bool, files: dict[str, str], see_al
             ".SH ENVIRONMENT",
             *_text("An option wins over its variable. An empty variable is one that is unset."),
         ]
-        for setting in SETTINGS:
-            default = str(setting.shown_default or setting.default).strip("`")
-            lines += [".TP", _bold(setting.variable), *_text(f"as {setting.option}; default: {default}")]
+        for action in options_of(parser):
+            if action.metavar == "X" and (setting := _SETTINGS.get(action.dest)):
+                default = str(setting.shown_default or setting.default).strip("`")
+                lines += [
+                    ".TP",
+                    _bold(setting.variable),
+                    *_text(f"as {action.option_strings[0]}; default: {default}"),
+                ]
     for heading, content in sections.items():
         if heading == "exit codes":
             lines += [".SH EXIT STATUS"]
@@ -153,8 +158,8 @@ def _entry(parser: argparse.ArgumentParser, action: argparse.Action) -> list[str
     value = rf"\fI{_plain(value_of(action))}\fR" if value_of(action) else ""
     names = ", ".join(_bold(name) for name in action.option_strings)
     about = help_of(parser, action)
-    if setting := next((_SETTINGS[name] for name in action.option_strings if name in _SETTINGS), None):
-        about += f". Takes {setting.range}." if action.metavar == "X" else ""
+    if action.metavar == "X" and action.dest in _SETTINGS:
+        about += f". Takes {_SETTINGS[action.dest].range}."
     return [".TP", " ".join(filter(None, (names, value))), *_text(about)]
 
 

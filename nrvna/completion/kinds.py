@@ -14,7 +14,7 @@ FILE, FOLDER, MODEL, JOB, WORD, TEXT = "file", "folder", "model", "job", "word",
 
 # By what help calls the value. Any other is text, with which a shell cannot help.
 _KINDS = {"FILE": FILE, "FOLDER": FOLDER, "DIR": FOLDER, "WORKSPACE": FOLDER, "MODEL": MODEL, "ID": JOB}
-_SETTINGS = {setting.option: setting for setting in SETTINGS}
+_SETTINGS = {setting.field: setting for setting in SETTINGS}
 _MANY = ("*", "+", argparse.REMAINDER)
 
 
@@ -29,8 +29,7 @@ def kind_of(action: argparse.Action) -> Kind:
     """What an argument takes. It must take something."""
     if action.choices:
         return Kind(WORD, tuple(map(str, action.choices)))
-    setting = next((_SETTINGS[name] for name in action.option_strings if name in _SETTINGS), None)
-    if setting and action.metavar == "X":
+    if action.metavar == "X" and (setting := _SETTINGS.get(action.dest)):
         if setting.choices:
             return Kind(WORD, setting.choices)
         paths = FOLDER if setting.field.endswith("_dir") else FILE
