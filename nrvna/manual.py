@@ -71,6 +71,9 @@ def man_page(tool: Tool, *, has_environment: bool, files: dict[str, str], see_al
                     *_text(f"as {action.option_strings[0]}; default: {default}"),
                 ]
     for heading, content in sections.items():
+        if heading == "verbs" and tool.verbs:
+            # Told of at length above.
+            continue
         if heading == "exit codes":
             lines += [".SH EXIT STATUS"]
             for code, meaning in _EXIT_CODE.findall(content):
@@ -85,13 +88,16 @@ def man_page(tool: Tool, *, has_environment: bool, files: dict[str, str], see_al
 
 
 def _read_epilog(epilog: str) -> tuple[list[str], dict[str, str]]:
-    """Its paragraphs of prose, and what stands under each heading: a line's beginning up to a colon."""
+    """Its paragraphs of prose, and what stands under each heading: a line with a colon behind it, and lines below.
+
+    Exit codes may go on behind the colon. Of a heading its beginning counts, up to a comma.
+    """
     prose: list[str] = []
     sections: dict[str, str] = {}
     for paragraph in re.split(r"\n\s*\n", epilog.strip("\n")):
-        heading = re.match(r"([a-z ]+):(?:\n|\s)", paragraph)
+        heading = re.match(r"([^\n]+):\n(?=  )|(exit codes):\s", paragraph)
         if heading:
-            sections[heading[1]] = paragraph[heading.end() :]
+            sections[(heading[1] or heading[2]).partition(",")[0]] = paragraph[heading.end() :]
         elif paragraph.strip():
             prose.append(paragraph)
     return prose, sections
