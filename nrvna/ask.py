@@ -129,7 +129,7 @@ def task_of(options: argparse.Namespace) -> dict[str, Any]:
     if options.template_kwargs is not None:
         about["template_kwargs"] = _json(options.template_kwargs, "--template-kwargs")
     if options.choices is not None:
-        about["choices"] = parse_choices(options.choices)
+        about["choices"] = _explained("--choices", parse_choices, options.choices)
     if options.grammar is not None:
         about["grammar"] = _contents(options.grammar)
         _explained(f"--grammar {options.grammar}", check_gbnf, about["grammar"])
@@ -144,12 +144,24 @@ def task_of(options: argparse.Namespace) -> dict[str, Any]:
     if options.rerank is not None:
         about["kind"] = RERANK
         about["documents"] = [line for line in _contents(options.rerank).splitlines() if line.strip()]
+        if not about["documents"]:
+            raise JobError(f"--rerank {options.rerank} is empty, but must have a text to order on each line")
+    for name in ("lora", "system"):
+        if about[name] == "":
+            raise SettingError(f"--{name} is '', but must be {'a name' if name == 'lora' else 'a text'}")
+    if "messages" in about:
+        _explained(f"--messages {options.messages}", Task.from_dict, {"messages": about["messages"]})
+    if "template_kwargs" in about:
+        _explained("--template-kwargs", Task.from_dict, {"template_kwargs": about["template_kwargs"]})
     return Task.from_dict(about).to_dict()
 
 
-def _explained(given_as: str, check: Any, content: object) -> None:
+def _explained(given_as: str, check: Callable[[Any], Any], content: object) -> Any:
+    """What a check makes of something that was given; it names what it was given as if it raises."""
     try:
-        check(content)
+        return check(content)
+    except SettingError as error:
+        raise SettingError(f"{given_as}: {error}") from None
     except GrammarError as error:
         raise GrammarError(f"{given_as}: {error}") from None
 

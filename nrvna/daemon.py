@@ -5,10 +5,10 @@ Standard library only; the model lives in a child process, so that whatever kill
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import select
+import stat
 import subprocess
 import sys
 import time
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nrvna import __version__
+from nrvna.arguments import Parser
 from nrvna.config import LOG_LEVELS, SETTINGS, Config, add_options, engine_environment, from_environment, of_job
 from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import Ready, pack, unpack_files
@@ -29,6 +30,7 @@ from nrvna.errors import (
     LeaseLostError,
     LostRaceError,
     ModelNotFoundError,
+    NoFolderError,
     NrvnaError,
     SettingError,
     WorkspaceError,
@@ -475,6 +477,8 @@ def fingerprint(model: Path) -> dict[str, Any]:
         about = model.stat()
     except OSError as error:
         raise ModelNotFoundError(f"no model file {model}: {error.strerror}") from error
+    if stat.S_ISDIR(about.st_mode):
+        raise ModelNotFoundError(f"{model} is a folder: name the .gguf file in it")
     return {"path": str(model.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
 
 
@@ -509,19 +513,37 @@ def check(model: Path, config: Config) -> int:
     return 1 if done.returncode else 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+EPILOG = """\
+Queue jobs with wrk, collect the answers with flw. Jobs that are unfinished when it stops go back
+into the queue.
+
+examples:
+  nrvnad ~/models/model.gguf ~/work           answer the jobs of the folder ~/work
+  nrvnad --check ~/models/model.gguf          say what the model is and whether it will work here
+  nrvnad --temp 0 ~/models/model.gguf ~/work  with a setting for the jobs that have none of their own
+
+exit codes: 0 stopped, or --check found that it will work, 1 it cannot work, 2 usage
+"""
+
+
+def make_parser() -> Parser:
+    """All that nrvnad takes, with its help."""
+    parser = Parser(
         prog="nrvnad",
         usage="nrvnad [settings] MODEL WORKSPACE\n       nrvnad [settings] --check MODEL",
         description="Answer the jobs of a workspace with a local GGUF model, until Ctrl-C.",
-        epilog="Queue jobs with `wrk WORKSPACE PROMPT`, collect the answers with `flw WORKSPACE`. "
-        "Jobs that are unfinished when it stops go back into the queue.",
+        epilog=EPILOG,
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a .gguf file")
     parser.add_argument("workspace", nargs="?", metavar="WORKSPACE", help="a folder; made if it does not exist")
     parser.add_argument("--check", action="store_true", help="say whether MODEL will work here, and exit 0 or 1")
     parser.add_argument("--version", action="version", version=f"nrvna {__version__}")
     add_options(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser()
     options = parser.parse_args(argv)
     try:
         config = from_environment({setting.field: getattr(options, setting.field) for setting in SETTINGS})
@@ -544,7 +566,7 @@ def main(argv: list[str] | None = None) -> int:
         serve(options.model, Workspace(options.workspace), config)
     except (NrvnaError, OSError) as error:
         print(f"nrvnad: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ModelNotFoundError | NoFolderError) else 1
     return 0
 
 

@@ -18,6 +18,10 @@ class WorkspaceError(NrvnaError, OSError):
     """A workspace that is missing, not a workspace, or not writable."""
 
 
+class NoFolderError(WorkspaceError, NotADirectoryError):
+    """A workspace's name that is empty, or that of a file."""
+
+
 class UnsafeWorkspaceError(WorkspaceError, PermissionError):
     """A workspace that others than its user can write to."""
 

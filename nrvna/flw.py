@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 
+from nrvna.arguments import Parser
 from nrvna.errors import JobNotFoundError, WorkspaceError
 from nrvna.job import Job, JobState
 from nrvna.terminal import abandon_stdout, open_streams, printable
@@ -257,14 +256,12 @@ def collect_all(workspace: Workspace, *, wait: bool, everything: bool) -> int:
     return FAILED if any(job.state is JobState.FAILED for job in finished) else DONE
 
 
-def main(argv: list[str] | None = None) -> int:
-    open_streams()
-    parser = argparse.ArgumentParser(
+def make_parser() -> Parser:
+    """All that flw takes, with its help."""
+    parser = Parser(
         prog="flw",
         description="List the jobs of a workspace, or print the answer of one.",
         epilog=EPILOG,
-        # With a width given, argparse does not import shutil to ask the terminal for its own.
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
     )
     parser.add_argument("workspace", metavar="WORKSPACE", help="the workspace's folder")
     parser.add_argument("id", nargs="?", metavar="ID", help="a job's id, as wrk printed it")
@@ -274,6 +271,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--receipt", action="store_true", help="print how the job was answered, in JSON")
     parser.add_argument("--cancel", action="store_true", help="see to it that the job is not answered")
     parser.add_argument("-a", "--all", action="store_true", help=f"list every job, not only the newest {_SHOWN}")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    open_streams()
+    parser = make_parser()
     options = parser.parse_args(argv)
     workspace = Workspace(options.workspace)
     try:

@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else _picture(ord(char)) for char in text)
 
 
+def one_line(text: str) -> str:
+    """Printable text on one line, for a message: newlines and tabs become their pictures too."""
+    return "".join(char if char.isprintable() else _picture(ord(char)) for char in text)
+
+
 def _picture(code: int) -> str:
     if code < 32:
         return chr(0x2400 + code)

@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from os.path import isdir, join
 from typing import Any, NamedTuple
 
-from nrvna.errors import JobError, JobNotFoundError, UnsafeWorkspaceError, WorkspaceError
+from nrvna.errors import JobError, JobNotFoundError, NoFolderError, UnsafeWorkspaceError, WorkspaceError
 from nrvna.files import (
     clear,
     folders_in,
@@ -98,6 +98,7 @@ class Workspace:
 
     def create(self) -> None:
         """Make what is missing of the folders; an existing workspace stays as it is. Raises WorkspaceError."""
+        self._check_name()
         with self.explained("make"):
             for folder in self._own_folders():
                 make_folder(folder)
@@ -110,6 +111,7 @@ class Workspace:
 
     def check(self) -> None:
         """Raises WorkspaceError, saying what to do, if this is no workspace, or others could change what is in it."""
+        self._check_name()
         if not isdir(self.path):
             raise WorkspaceError(
                 f"no workspace {self.path}: start one with `nrvnad MODEL {self.path}`, "
@@ -120,6 +122,12 @@ class Workspace:
                 f"{self.path} is a folder but no workspace: make it one with `wrk --init {self.path}`"
             )
         self.check_private()
+
+    def _check_name(self) -> None:
+        if not self.path:
+            raise NoFolderError("the workspace's name is empty: name its folder")
+        if os.path.lexists(self.path) and not isdir(self.path):
+            raise NoFolderError(f"{self.path} is no folder, as a workspace is: name another")
 
     def check_private(self) -> None:
         """Raises UnsafeWorkspaceError if others than its user can write to the workspace."""

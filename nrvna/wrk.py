@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import os
 import sys
 import termios
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
-from nrvna.errors import JobError, JobNotFoundError, SettingError, WorkspaceError
+from nrvna.arguments import Parser
+from nrvna.errors import JobError, JobNotFoundError, NoFolderError, SettingError, WorkspaceError
 from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies
 from nrvna.prompts import compose
 from nrvna.terminal import abandon_stdout, open_streams
@@ -40,7 +41,7 @@ one after another:
   wrk ~/work --after $id "Make this better: {result}"
 
 exit codes: 0 queued, 1 the workspace could not be written, 2 usage, or a prompt that cannot run;
-with -w those of flw: 0 answered, 1 failed
+with -w those of flw
 """
 
 # With these alone, nothing is asked that takes long to look at.
@@ -68,19 +69,18 @@ def encouragement(workspace: Workspace, job_id: str) -> str:
     return f"queued; collect the answer with: flw -w {workspace.path} {job_id}"
 
 
-def make_parser(*, everything: bool = True) -> argparse.ArgumentParser:
+def make_parser(*, everything: bool = True) -> Parser:
     """The options; without ``everything`` only those that most calls have."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="wrk",
         usage="wrk [options] WORKSPACE [PROMPT ...]",
         description="Queue prompts in a workspace and print the jobs' ids. A daemon (nrvnad) answers them.",
         epilog=EPILOG,
-        # With a width given, argparse does not import shutil to ask the terminal for its own.
-        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=100),
         allow_abbrev=False,
     )
     parser.add_argument("workspace", metavar="WORKSPACE", help="the workspace's folder")
-    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help="words of the prompt; a last - is standard input")
+    words = "words of the prompt; a last - is standard input"
+    parser.add_argument("prompt", nargs="*", default=[], metavar="PROMPT", help=words)
     add = parser.add_argument
     add("-f", "--file", action="append", default=[], metavar="FILE", help="put FILE, with its name, under the words")
     add("-w", "--wait", action="store_true", help="wait, and print the answer in place of the id")
@@ -119,6 +119,8 @@ def read_orders(options: argparse.Namespace, workspace: Workspace, *, everything
 
     Raises SettingError or JobError, JobNotFoundError, and OSError for a file that cannot be read.
     """
+    if options.model == "":
+        raise SettingError("--model is '', but must be the name of a daemon's model file")
     after = [workspace.find(job_id).id for job_id in _words_of(options.after)]
     timeout = None
     if options.timeout is not None:
@@ -194,7 +196,11 @@ def queue_pile(options: argparse.Namespace, workspace: Workspace, orders: list[O
 
 
 def _opened(path: str) -> int:
-    return sys.stdin.fileno() if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if path == "-":
+        return sys.stdin.fileno()
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def queue_one(options: argparse.Namespace, workspace: Workspace, orders: list[Order]) -> list[str]:
@@ -249,7 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     except (SettingError, JobError, JobNotFoundError) as error:
         parser.exit(2, f"wrk: {error}\n")
     except WorkspaceError as error:
-        parser.exit(1, f"wrk: {error}\n")
+        parser.exit(2 if isinstance(error, NoFolderError) else 1, f"wrk: {error}\n")
     except KeyboardInterrupt:
         return 130
     except OSError as error:

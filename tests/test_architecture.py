@@ -19,6 +19,7 @@ ALLOWED = {
     "job": {"errors"},
     "files": {"errors"},
     "terminal": set(),
+    "arguments": {"terminal"},
     "progress": set(),
     "task": {"errors"},
     "ask": {"config", "grammar", "task", "order", "errors"},
@@ -33,9 +34,15 @@ ALLOWED = {
     "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "errors"},
     "service": {"config"},
     "grammar": {"grammar", "errors"},
-    "wrk": {"workspace", "order", "prompts", "pile", "ask", "durations", "terminal", "errors"},
-    "flw": {"workspace", "lease", "job", "terminal", "config", "errors"},
-    "daemon": {"workspace", "lease", "progress", "service", "job", "task", "config", "errors", "engine"},
+    "wrk": {"workspace", "order", "prompts", "pile", "ask", "durations", "arguments", "terminal", "errors"},
+    "flw": {"workspace", "lease", "job", "arguments", "terminal", "config", "errors"},
+    "daemon": {
+        *{"workspace", "lease", "progress", "service", "job", "task", "config", "errors", "engine"},
+        "arguments",
+    },
+    "tools": {"wrk", "flw", "daemon"},
+    "manual": {"tools", "arguments", "config"},
+    "completion": {"completion", "tools", "arguments", "config"},
     "llama": {"llama", "errors"},
     "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "errors"},
 }
@@ -69,7 +76,9 @@ def test_a_room_imports_only_the_rooms_it_may(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted(PACKAGE.glob("*.py")), *sorted((PACKAGE / "grammar").glob("*.py"))], ids=lambda path: path.name
+    "path",
+    [path for folder in ("", "grammar", "completion") for path in sorted((PACKAGE / folder).glob("*.py"))],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_daemon_and_tools_import_the_standard_library_alone(path: Path) -> None:
     others = {name.split(".")[0] for name in imports_of(path)} - {"nrvna"}

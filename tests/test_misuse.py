@@ -1,0 +1,165 @@
+"""Wrong calls: each is answered with exit code 2 and one line, which names the argument and what is expected."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nrvna.workspace import Workspace
+
+MODULES = {"wrk": "nrvna.wrk", "flw": "nrvna.flw", "nrvnad": "nrvna.daemon"}
+
+# A call, and what its line must say beside the tool's name: the argument, and what is right.
+WRONG = {
+    # wrk: where, and what
+    "wrk": "arguments are required: WORKSPACE",
+    "wrk nowhere Hi.": "no workspace nowhere … wrk --init nowhere",
+    "wrk plain Hi.": "plain is a folder but no workspace … wrk --init plain",
+    "wrk a-file Hi.": "a-file is no folder … name another",
+    "wrk --init a-file": "a-file is no folder … name another",
+    "wrk '' Hi.": "workspace's name is empty … name its folder",
+    "wrk open Hi.": "others can write to open … chmod go-w open",
+    "wrk work": "prompt is empty",
+    "wrk work ''": "prompt is empty",
+    "wrk work '  '": "prompt is empty",
+    "wrk --init": "arguments are required: WORKSPACE",
+    "wrk --file-of-words work": "unrecognized arguments: --file-of-words",
+    "wrk work Hi. --raw=1": "--raw … '1'",
+    "wrk work --lines": "--lines: expected one argument",
+    "wrk work --lines none.txt": "cannot read none.txt: No such file",
+    "wrk work --lines plain": "cannot read plain: Is a directory",
+    "wrk work Hi. --model ''": "--model is '' … name",
+    # wrk: settings of a job
+    "wrk work Hi. --temp hot": "--temp is 'hot' … a number from 0 to 10",
+    "wrk work Hi. --temp 11": "--temp is '11' … a number from 0 to 10",
+    "wrk work Hi. --temp nan": "--temp is 'nan' … a number from 0 to 10",
+    "wrk work Hi. --temp": "--temp: expected one argument",
+    "wrk work Hi. --top-k 1.5": "--top-k is '1.5' … a whole number from 0",
+    "wrk work Hi. --top-p 2": "--top-p is '2' … from 0 to 1",
+    "wrk work Hi. --seed -1": "--seed is '-1' … from 0 to 4294967294",
+    "wrk work Hi. --predict 0": "--predict is '0' … from 1 to",
+    "wrk work Hi. --overflow cut": "--overflow is 'cut' … fail, truncate-left",
+    "wrk work Hi. --ignore-eos maybe": "--ignore-eos is 'maybe' … 0 or 1",
+    "wrk work Hi. --samplers best": "--samplers is 'best' … names out of penalties",
+    "wrk work Hi. --logit-bias 5": "--logit-bias is '5' … JSON",
+    "wrk work Hi. --stop ''": "--stop is '' … a text",
+    "wrk work Hi. --dry-sequence-breakers x": "--dry-sequence-breakers is 'x' … a JSON list of texts",
+    "wrk work Hi. --reasoning-budget -2": "--reasoning-budget is '-2' … from -1",
+    "wrk work Hi. -n 0": "-n is '0' … from 1 to 1000",
+    "wrk work Hi. -n five": "-n is 'five' … a whole number",
+    # wrk: what is asked
+    "wrk work Hi. --choices yes": "--choices: … two or more",
+    "wrk work Hi. --choices ''": "--choices: … empty",
+    "wrk work Hi. --choices a,a": "--choices: … both 'a' … once",
+    "wrk work Hi. --choices a,b --schema '{}'": "--schema: not allowed with argument --choices",
+    "wrk work Hi. --embed --rerank words.txt": "--rerank: not allowed with argument --embed",
+    "wrk work Hi. --raw --system Ahoy.": "raw … no system message",
+    "wrk work Hi. --embed --system Ahoy.": "embed … no use for system",
+    "wrk work Hi. --system ''": "--system is '' … a text",
+    "wrk work Hi. --lora ''": "--lora is '' … a name",
+    "wrk work Hi. --schema none.json": "cannot read none.json: No such file",
+    "wrk work Hi. --schema plain": "cannot read plain: Is a directory",
+    "wrk work Hi. --schema bad.json": "--schema bad.json is no JSON … line 1 column 2",
+    "wrk work Hi. --schema '{bad'": "--schema is no JSON … line 1 column 2",
+    "wrk work Hi. --schema bad-schema.json": "--schema bad-schema.json: #/type … string, array, object",
+    "wrk work Hi. --grammar bad.gbnf": "--grammar bad.gbnf: line 1, column 6 … expecting ::=",
+    "wrk work Hi. --grammar latin.txt": "latin.txt is not UTF-8 … position 0",
+    "wrk work Hi. --messages bad.json": "--messages bad.json is no JSON",
+    "wrk work Hi. --messages bad-schema.json": "--messages bad-schema.json: … must be a list",
+    "wrk work Hi. --template-kwargs '[1]'": "--template-kwargs: … a JSON object",
+    "wrk work Hi. --template-kwargs '{'": "--template-kwargs is no JSON",
+    "wrk work Hi. --rerank empty.txt": "--rerank empty.txt is empty … each line",
+    # flw
+    "flw": "arguments are required: WORKSPACE",
+    "flw nowhere": "no workspace nowhere",
+    "flw plain": "plain is a folder but no workspace",
+    "flw a-file": "a-file is no folder",
+    "flw ''": "workspace's name is empty",
+    "flw work nothing": "no job nothing in work … flw work",
+    "flw work ../x": "'../x' is no job id … looks like",
+    "flw work a b": "unrecognized arguments: b",
+    "flw --all-of-it work": "unrecognized arguments: --all-of-it",
+    "flw --wait=1 work": "--wait … '1'",
+    "flw --follow work": "flw --follow WORKSPACE ID",
+    "flw --receipt work": "flw --receipt WORKSPACE ID",
+    # nrvnad
+    "nrvnad": "MODEL",
+    "nrvnad m.gguf": "nrvnad MODEL WORKSPACE",
+    "nrvnad m.gguf work more": "more",
+    "nrvnad m.gguf work --fast": "--fast",
+    "nrvnad none.gguf new": "no model file none.gguf: No such file",
+    "nrvnad plain new": "plain is a folder: name the .gguf file in it",
+    "nrvnad m.gguf a-file": "a-file is no folder … name another",
+    "nrvnad m.gguf work --temp hot": "--temp is 'hot' … a number from 0 to 10",
+    "NRVNA_TEMP=hot nrvnad m.gguf work": "NRVNA_TEMP is 'hot' … a number from 0 to 10",
+    "nrvnad m.gguf work --ctx -1": "--ctx is '-1' … from 0",
+    "nrvnad m.gguf work --parallel 1000": "--parallel is '1000' … from 0 to 256",
+    "nrvnad m.gguf work --threads many": "--threads is 'many' … a whole number",
+    "nrvnad m.gguf work --nice 20": "--nice is '20' … from 0 to 19",
+    "nrvnad m.gguf work --log-level loud": "--log-level is 'loud' … error, warn, info, debug",
+    "nrvnad m.gguf work --log-file none/log": "log file none/log: No such file",
+    "nrvnad m.gguf work --log-file ''": "--log-file is '' … a path",
+    "nrvnad --check": "MODEL",
+}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a workspace "work" and files that are not what is wanted."""
+    folder = tmp_path_factory.mktemp("misuse")
+    for name in ("work", "open"):
+        Workspace(str(folder / name)).create()
+    (folder / "open").chmod(0o777)
+    (folder / "plain").mkdir()
+    for name, content in {
+        "a-file": b"x",
+        "m.gguf": b"GGUF",
+        "empty.txt": b"",
+        "words.txt": b"a\nb\n",
+        "latin.txt": b"\xff",
+        "bad.json": b"{bad",
+        "bad-schema.json": b'{"type": "nonsense"}',
+        "bad.gbnf": b'root := "a"',
+    }.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("call", WRONG)
+def test_a_wrong_call_is_answered_with_one_line(call: str, here: Path) -> None:
+    words, environment = shlex.split(call), dict(os.environ)
+    while "=" in words[0]:
+        name, _, environment[name] = words.pop(0).partition("=")
+    tool, *arguments = words
+    command = [sys.executable, "-m", MODULES[tool], *arguments]
+    done = subprocess.run(
+        command, cwd=here, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith(f"{tool}: ")
+    assert done.stderr.count("\n") == 1
+    rest = done.stderr
+    for part in WRONG[call].split(" … "):
+        assert part in rest
+        rest = rest.partition(part)[2]
+
+
+def test_a_wrong_call_leaves_no_trace(here: Path) -> None:
+    """To be run behind the calls above: neither a job nor a workspace came of them."""
+    assert Workspace(str(here / "work")).jobs() == []
+    assert not (here / "nowhere").exists()
+    assert not (here / "new").exists()
+
+
+@pytest.mark.parametrize("tool", MODULES)
+def test_what_was_typed_cannot_make_a_second_line(tool: str, here: Path) -> None:
+    command = [sys.executable, "-m", MODULES[tool], "work", "--no\nsuch\x1b[2Jthing"]
+    done = subprocess.run(command, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "\x1b" not in done.stderr
