@@ -25,12 +25,19 @@ ALLOWED = {
     "workspace": {"job", "files", "progress", "errors"},
     "lease": {"workspace", "job", "files", "progress", "errors"},
     "service": {"config"},
+    "logs": {"config", "job"},
+    "startpage": {"config", "engine", "terminal", "workspace"},
+    "control": {"config", "files", "terminal", "workspace", "errors"},
+    "tune": {"config", "engine", "terminal", "errors"},
     "grammar": {"grammar", "errors"},
     "wrk": {"workspace", "job", "ask", "terminal", "errors"},
     "flw": {"workspace", "lease", "job", "terminal", "config", "errors"},
-    "daemon": {"workspace", "lease", "progress", "service", "job", "task", "config", "errors", "engine"},
+    "daemon": {
+        *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
+        *("engine", "terminal", "control", "tune"),
+    },
     "llama": {"llama", "errors"},
-    "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "errors"},
+    "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "errors"},
 }
 # The engine's side of the pipe, of which the daemon loads the part that needs no model.
 DAEMON_MAY_LOAD = {"nrvna.engine.process", "nrvna.engine.protocol"}
