@@ -51,11 +51,14 @@ def daemonize(model: Path, workspace: Workspace, config: Config, given: Mapping[
     except OSError as error:
         print(f"nrvnad: cannot write to the log file {log_file}: {error.strerror}", file=sys.stderr)
         return USAGE
-    options = {setting.daemon_option: None if setting.is_flag else text for setting, text in given.items() if text}
+    arguments = [
+        setting.daemon_option if setting.is_flag else f"{setting.daemon_option}={text}"
+        for setting, text in given.items()
+        if text is not None and setting.field != "log_file"
+    ]
     # Absolute, so that whoever lists the processes sees which this is.
-    options["--log-file"] = os.path.abspath(log_file)
-    arguments = [option if text is None else f"{option}={text}" for option, text in options.items()]
-    return _start([*arguments, os.path.abspath(model), os.path.abspath(workspace.path)], model.name, log_file)
+    paths = [str(Path(path).absolute()) for path in (log_file, model, workspace.path)]
+    return _start([*arguments, f"--log-file={paths[0]}", *paths[1:]], model.name, log_file)
 
 
 def _start(arguments: list[str], name: str, log_file: str) -> int:

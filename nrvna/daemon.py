@@ -632,14 +632,15 @@ def _check_words(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
-    # Words may stand between options.
-    options = parser.parse_intermixed_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    # Words may stand between options, but that way argparse does not know of "--".
+    options = parser.parse_args(given) if "--" in given else parser.parse_intermixed_args(given)
     _check_words(parser, options)
     if _ONE_WORD.get(options.way) == "WORKSPACE":
         return _look_after(options.way, Workspace(options.model))
-    given = {setting: getattr(options, setting.field) for setting in SETTINGS}
+    texts = {setting: getattr(options, setting.field) for setting in SETTINGS}
     try:
-        config = from_environment({setting.field: text for setting, text in given.items()})
+        config = from_environment({setting.field: text for setting, text in texts.items()})
         within_s = tune_seconds(options.within)
     except SettingError as error:
         print(f"nrvnad: {error}", file=sys.stderr)
@@ -656,7 +657,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.way == "daemonize":
         from nrvna.control import daemonize
 
-        return daemonize(model, workspace, config, given)
+        return daemonize(model, workspace, config, texts)
     return run_in_foreground(model, workspace, config)
 
 

@@ -119,21 +119,21 @@ class Attempts(NamedTuple):
 class Lease:
     """One daemon's hold on a workspace: claims jobs and moves them on, until it is closed or the process dies.
 
-    ``model`` is the fingerprint of the model's file; None serves nobody, and is not seen as a daemon. ``name`` is
+    ``model`` is the fingerprint of the model's file; None serves nobody, and is not seen as a daemon. ``alias`` is
     another name of that file, such as a link to it. A ``named`` daemon takes only jobs that ask for its model by
     name, and may stand beside those of other models. Raises WorkspaceError if a living daemon serves another model
     here, UnsafeWorkspaceError if others can write to it.
     """
 
     def __init__(
-        self, workspace: Workspace, model: dict[str, Any] | None, name: str | None = None, *, named: bool = False
+        self, workspace: Workspace, model: dict[str, Any] | None, alias: str | None = None, *, named: bool = False
     ) -> None:
         self._workspace = workspace
         self._is_named = named
         self._input = workspace.input
         name = f"{os.uname().nodename}-{os.getpid()}-{os.urandom(3).hex()}"
         self._folder = join(workspace.processing, name)
-        self._model_names = _names_of(model, name)
+        self._model_names = _names_of(model, alias)
         self._about = {
             "pid": os.getpid(),
             "host": os.uname().nodename,
@@ -555,12 +555,12 @@ def _other(name: str) -> str:
     return f"{name}-{os.urandom(3).hex()}"
 
 
-def _names_of(model: dict[str, Any] | None, other: str | None) -> set[str]:
+def _names_of(model: dict[str, Any] | None, alias: str | None) -> set[str]:
     """By what names a job may ask for a model: those of its file, with and without the ending."""
     path = (model or {}).get("path")
     if not isinstance(path, str):
         return set()
-    names = {basename(each).casefold() for each in (path, other) if each}
+    names = {basename(each).casefold() for each in (path, alias) if each}
     return names | {name.removesuffix(".gguf") for name in names} | {path.casefold()}
 
 

@@ -53,13 +53,9 @@ class Trial(NamedTuple):
     batch_tokens: int
 
     def __str__(self) -> str:
-        names = ("job{} at a time", "thread{}", "token{} a step")
-        parts = [
-            f"{value} {name.format('' if value == 1 else 's')}"
-            for value, name in zip(self, names, strict=True)
-            if value
-        ]
-        return ", ".join(parts) or "automatic"
+        forms = ("{} job{} at a time", "{} thread{}", "{} token{} a step")
+        given = ((form, value) for form, value in zip(forms, self, strict=True) if value)
+        return ", ".join(form.format(value, "" if value == 1 else "s") for form, value in given) or "automatic"
 
 
 class Load(NamedTuple):
