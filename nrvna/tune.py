@@ -27,7 +27,7 @@ from nrvna.terminal import open_streams, printable
 
 # By this factor another setting must be faster than the default.
 CLEARLY = 1.03
-_TURNS, _TURNS_AGAIN, _FEWEST_TURNS = 3, 3, 2
+_TURNS, _TURNS_AGAIN, _FEWEST_TURNS = 3, 4, 2
 # Of the default's speed; what is slower in the first turn gets no second.
 _HOPELESS = 0.7
 _MOST_JOBS = 64
@@ -189,7 +189,9 @@ class Tuning:
             if about.writes:
                 best = self._best("tokens a step", best, *self._long_load(best, about))
         except OutOfTimeError:
-            self._screen.say("the time is over: what was not compared often enough counts for nothing")
+            self._screen.say(
+                "the time is over: what was not compared often enough counts for nothing; --within gives it more"
+            )
         return best
 
     def _short_load(self, about: Ready) -> Load:
