@@ -631,6 +631,7 @@ def _check_words(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     parser = make_parser()
     given = sys.argv[1:] if argv is None else argv
     # Words may stand between options, but that way argparse does not know of "--".
@@ -674,7 +675,6 @@ def _look_after(way: str, workspace: Workspace) -> int:
     """``--stop`` and ``--status``."""
     from nrvna import control
 
-    open_streams()
     try:
         return control.stop(workspace) if way == "stop" else control.status(workspace)
     except WorkspaceError as error:

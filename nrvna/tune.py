@@ -23,7 +23,7 @@ from nrvna.config import SETTINGS, Config
 from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import Ready
 from nrvna.errors import EngineError, NrvnaError
-from nrvna.terminal import open_streams, printable
+from nrvna.terminal import printable
 
 # By this factor another setting must be faster than the default.
 CLEARLY = 1.03
@@ -321,7 +321,6 @@ def tune(model: Path, config: Config, within_s: int) -> int:
 
     Returns the exit code.
     """
-    open_streams()
     screen = Screen()
     screen.say(f"trying settings for {model.name}: this takes up to {within_s} s; --within SECONDS changes that")
     tuning = Tuning(model, config, within_s, screen)

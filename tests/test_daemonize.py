@@ -322,3 +322,13 @@ def test_status_looks_at_a_workspace_that_may_only_be_read(workspace: Workspace,
     (tmp_path / "copy" / "input").chmod(0o577)
     done = command("daemon", "--status", tmp_path / "copy")
     assert done.returncode == 3
+
+
+def test_a_shell_that_closed_the_standard_streams_gets_a_daemon_all_the_same(
+    model_file: Path, place: Workspace
+) -> None:
+    words = ["-m", "nrvna.daemon", "--daemonize", *SMALL, str(model_file), place.path]
+    done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, *words], check=False)
+    assert done.returncode == 0
+    assert [peer.ready for peer in place.peers()] == [True]
+    assert command("daemon", "--stop", place.path).returncode == 0
