@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -16,6 +17,11 @@ class Parser(argparse.ArgumentParser):
         # With a width given, argparse does not import shutil to ask the terminal for its own.
         about.setdefault("formatter_class", partial(argparse.RawDescriptionHelpFormatter, width=100))
         super().__init__(**about)
+
+    def read(self, given: Sequence[str]) -> argparse.Namespace:
+        """The arguments; words may stand between options, unless ``--`` says where the options end."""
+        # What comes before the words is then known, and argparse loses the mark where they are mixed.
+        return self.parse_args(given) if "--" in given else self.parse_intermixed_args(given)
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and a line that names the tool, what is wrong and where help is."""

@@ -27,7 +27,11 @@ SAMPLERS = (*DEFAULT_SAMPLERS, "adaptive_p")
 # What becomes of a prompt that does not fit: the job fails, or so many tokens are taken out of the prompt's text.
 OVERFLOWS = ("fail", "truncate-left", "truncate-right", "truncate-middle")
 _MAX_STOPS = 64
+# A token for each of as many sequences as there may be fits a step.
+_LEAST_BATCH, _MOST_BATCH = 256, 8192
 _MAX_TOKEN, _MAX_BIAS = 2**31 - 1, 1000
+# How nrvnad hands a descriptor to the daemon that it starts.
+_STARTER = "NRVNA_STARTER_FD"
 # How llama.cpp lets some of them be called as well.
 _ALIASES = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p", "typicalp": "typ_p"}
 
@@ -96,13 +100,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a daemon is told. Zero means chosen automatically for ``ctx``, ``threads`` and ``parallel``."""
+    """Everything a daemon is told. Zero ``ctx``, ``threads``, ``parallel`` and ``batch_tokens`` are chosen for it."""
 
     sampling: Sampling = Sampling()
     ctx: int = 0
     gpu_layers: int = 99
     threads: int = 0
     parallel: int = 0
+    batch_tokens: int = 0
+    named: bool = False
     reproducible: int = 0
     nice: int = 0
     stall: int = 600
@@ -111,6 +117,7 @@ class Config:
     chat_template: str | None = None
     lora: tuple[str, ...] = ()
     log_file: str | None = None
+    log_json: bool = False
     llama_dir: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,7 +133,7 @@ class Config:
 class Setting:
     """One row of the table. ``kind`` turns text into a value; numbers lie in ``low`` to ``high``, both included.
 
-    ``allowed`` says in words what other kinds take.
+    ``allowed`` says in words what other kinds take. The option of one that ``is_flag`` takes no value: it means 1.
     """
 
     variable: str
@@ -138,10 +145,16 @@ class Setting:
     choices: tuple[str, ...] = ()
     allowed: str = ""
     shown_default: str | None = None
+    is_flag: bool = False
 
     @property
     def option(self) -> str:
         return "--" + self.field.replace("_", "-")
+
+    @property
+    def daemon_option(self) -> str:
+        """What nrvnad calls the option: there, ``--stop`` ends a daemon."""
+        return "--stop-text" if self.field == "stop" else self.option
 
     @property
     def default(self) -> Any:
@@ -189,6 +202,13 @@ class Setting:
 
 def _switch(text: str) -> bool:
     return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+
+
+def _batch(text: str) -> int:
+    count = int(text)
+    if count and not _LEAST_BATCH <= count <= _MOST_BATCH:
+        raise ValueError
+    return count
 
 
 def _samplers(text: str) -> tuple[str, ...]:
@@ -448,6 +468,22 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("NRVNA_THREADS", "threads", int, "CPU threads; 0 is one per physical core", 0, 512),
     Setting("NRVNA_PARALLEL", "parallel", int, "jobs decoded together; 0 is auto", 0, 256),
     Setting(
+        "NRVNA_BATCH_TOKENS",
+        "batch_tokens",
+        _batch,
+        "most tokens computed in one step: long prompts take several; 0 is auto",
+        allowed=f"0, or a whole number from {_LEAST_BATCH} to {_MOST_BATCH}",
+    ),
+    Setting(
+        "NRVNA_NAMED",
+        "named",
+        _switch,
+        "1: answer only jobs that ask for this model by name, beside the workspace's other models",
+        allowed="0 or 1",
+        shown_default="0",
+        is_flag=True,
+    ),
+    Setting(
         "NRVNA_REPRODUCIBLE",
         "reproducible",
         int,
@@ -503,6 +539,15 @@ SETTINGS: tuple[Setting, ...] = (
         shown_default="standard error",
     ),
     Setting(
+        "NRVNA_LOG_JSON",
+        "log_json",
+        _switch,
+        "1: the log is JSON, an object a line",
+        allowed="0 or 1",
+        shown_default="0",
+        is_flag=True,
+    ),
+    Setting(
         "NRVNA_LLAMA_DIR",
         "llama_dir",
         str,
@@ -517,12 +562,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings", "Each is also a variable; the option wins.")
     for setting in SETTINGS:
         shown = setting.shown_default or setting.default
-        group.add_argument(
-            setting.option,
-            dest=setting.field,
-            metavar="X",
-            help=f"{setting.help} ({setting.variable}, default {shown})",
-        )
+        words = f"{setting.help} ({setting.variable}, default {shown})"
+        if setting.is_flag:
+            group.add_argument(setting.daemon_option, dest=setting.field, action="store_const", const="1", help=words)
+        else:
+            group.add_argument(setting.daemon_option, dest=setting.field, metavar="X", help=words)
 
 
 def from_environment(
@@ -535,9 +579,25 @@ def from_environment(
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         text = (given or {}).get(setting.field)
-        values[setting.field] = setting.read(environ) if text is None else setting.parse(text, setting.option)
+        values[setting.field] = setting.read(environ) if text is None else setting.parse(text, setting.daemon_option)
     sampling = {setting.field: values.pop(setting.field) for setting in SETTINGS if setting.of_job}
     return Config(sampling=Sampling(**sampling), **values)
+
+
+def changed(config: Config) -> dict[str, str]:
+    """The settings that differ from the defaults: by their variables, as text that gives them again."""
+    found = {}
+    for setting in SETTINGS:
+        value = getattr(config.sampling if setting.of_job else config, setting.field)
+        if value != setting.default:
+            found[setting.variable] = _as_text(value)
+    return found
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, (tuple, bool)):
+        return json.dumps(value if isinstance(value, tuple) else int(value))
+    return str(value)
 
 
 def of_job(sampling: Sampling, settings: Mapping[str, Any]) -> Sampling:
@@ -565,14 +625,23 @@ def notify_socket() -> str:
     return os.environ.get("NOTIFY_SOCKET", "")
 
 
+def starter_descriptor() -> int | None:
+    """The pipe of a ``nrvnad --daemonize`` that waits for this process to be ready, if one started it."""
+    text = os.environ.get(_STARTER, "")
+    return int(text) if text.isascii() and text.isdecimal() else None
+
+
+def daemon_environment(starter: int) -> dict[str, str]:
+    """The environment of a daemon that tells a descriptor how its start goes."""
+    return {**_with_this_package(), _STARTER: str(starter)}
+
+
 def engine_environment(config: Config) -> dict[str, str]:
     """The environment of the engine's process."""
-    environment = dict(os.environ)
+    environment = _with_this_package()
     # What the service has to say is the daemon's to say.
     environment.pop("NOTIFY_SOCKET", None)
-    # It must find this very package, installed or not.
-    paths = [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    environment.pop(_STARTER, None)
     if "OMP_WAIT_POLICY" not in environment:
         # libgomp's threads spin 300 times as long before they sleep. That gains little on idle cores, and where
         # something else runs on them speed collapses (benchmarks/RESULTS.md).
@@ -583,6 +652,14 @@ def engine_environment(config: Config) -> dict[str, str]:
     if config.llama_log_level != "debug":
         # Else ggml attaches a debugger to itself when it aborts, which takes seconds and fills the log.
         environment.setdefault("GGML_NO_BACKTRACE", "1")
+    return environment
+
+
+def _with_this_package() -> dict[str, str]:
+    """This process's environment, in which Python finds this very package, installed or not."""
+    environment = dict(os.environ)
+    paths = [str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return environment
 
 
@@ -607,9 +684,10 @@ def markdown_table(*, everything: bool) -> str:
     for setting in SETTINGS:
         if setting.of_job and setting.field not in _OFTEN_USED and not everything:
             continue
+        own = "" if setting.daemon_option == setting.option else f"; of nrvnad `{setting.daemon_option}`"
         cells = (
             f"`{setting.variable}`",
-            f"`{setting.option}`",
+            f"`{setting.option}`{own}",
             str(setting.shown_default or setting.default),
             setting.range,
             setting.help,

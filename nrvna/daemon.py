@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nrvna import __version__
+from nrvna import __version__, logs
 from nrvna.arguments import Parser
-from nrvna.config import LOG_LEVELS, SETTINGS, Config, add_options, engine_environment, from_environment, of_job
+from nrvna.config import SETTINGS, Config, add_options, engine_environment, from_environment, of_job
 from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import Ready, pack, unpack_files
 from nrvna.errors import (
@@ -35,11 +36,13 @@ from nrvna.errors import (
     SettingError,
     WorkspaceError,
 )
-from nrvna.job import Receipt
+from nrvna.job import JobState, Receipt
 from nrvna.lease import Claim, Lease, recover
 from nrvna.progress import first_line, token_line
-from nrvna.service import Signals, log_to, notify
+from nrvna.service import Signals, Starter, log_to, notify
+from nrvna.startpage import start_page
 from nrvna.task import Task
+from nrvna.terminal import open_streams
 from nrvna.workspace import Workspace
 
 log = logging.getLogger("nrvna")
@@ -54,6 +57,11 @@ SWEEP_EVERY_S = 600.0
 KEEP_EVERY_S = 0.2
 # A small model is there before this; of a large one it is said how far it is.
 SAY_LOADING_EVERY_S = 2.0
+# Whoever looks at a terminal sees it move.
+TELL_LOADING_EVERY_S = 0.1
+# What --tune is given, where nobody says otherwise.
+TUNE_S = 120
+_MAX_TUNE_S = 86_400
 # A job that was being answered this often when the engine died is set aside.
 MAX_CRASHES = 3
 # Jobs claimed beyond those that run, to find some among them that begin alike.
@@ -64,9 +72,13 @@ _MAX_RESTART_DELAY_S = 30.0
 
 
 class Daemon:
-    """One workspace, one model, one engine. ``start``, then ``tick`` until it is enough, then ``stop``."""
+    """One workspace, one model, one engine. ``start``, then ``tick`` until it is enough, then ``stop``.
 
-    def __init__(self, workspace: Workspace, model: Path, config: Config) -> None:
+    ``starter`` is told how the start goes.
+    """
+
+    def __init__(self, workspace: Workspace, model: Path, config: Config, starter: Starter | None = None) -> None:
+        self._starter = starter or Starter()
         self._workspace = workspace
         self._path = model
         self._model = fingerprint(model)
@@ -91,6 +103,7 @@ class Daemon:
         self._was_ready = False
         self._is_announced = True
         self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
+        self._tell_loading_at = 0.0
         self._heard_at = 0.0
         self._hung = False
         self._restart_at: float | None = None
@@ -104,7 +117,7 @@ class Daemon:
     def start(self) -> None:
         """Register with the workspace and start the engine. Raises WorkspaceError."""
         self._workspace.create()
-        self._lease = Lease(self._workspace, self._model)
+        self._lease = Lease(self._workspace, self._model, self._path.name, named=self._config.named)
         self._wake = self._workspace.open_wake()
         self.engine = EngineProcess(self._path, self._model, self._config)
 
@@ -230,11 +243,11 @@ class Daemon:
             self._workspace.sweep_staging()
 
     def _count_peers(self) -> None:
-        self._has_peers = len(self._workspace.peers()) > 1
+        self._has_peers = sum(peer.model == self._model for peer in self._workspace.peers()) > 1
 
     def _announce(self) -> None:
         if not self._is_announced:
-            self._lease.announce_ready()
+            self._lease.announce_ready(self._ready.to_dict() if self._ready else None)
             self._is_announced = True
 
     def _start_recorded(self) -> None:
@@ -245,6 +258,8 @@ class Daemon:
             self._at_work.update(claim.id for claim in starting)
             now = time.monotonic()
             self._deadlines.update({claim.id: now + claim.order.timeout for claim in starting if claim.order.timeout})
+            for claim in starting:
+                log.debug("%s is begun", claim.id, extra=_about(claim, JobState.RUNNING))
             self.engine.send({"go": self._unstarted})
             self._unstarted = []
 
@@ -276,7 +291,7 @@ class Daemon:
 
         def write() -> None:
             self._lease.finish(claim, answer, receipt, beside)
-            log.info("%s", done)
+            log.info("%s", done, extra=_about(claim, JobState.DONE, receipt))
 
         self._release(claim)
         self._unfiled.append(write)
@@ -289,7 +304,7 @@ class Daemon:
     def _file_failure(self, claim: Claim, reason: str, receipt: Receipt, beside: dict[str, bytes]) -> None:
         def write() -> None:
             self._lease.fail(claim, reason, receipt, beside)
-            log.warning("%s failed: %s", claim.id, reason)
+            log.warning("%s failed: %s", claim.id, reason, extra=_about(claim, JobState.FAILED, receipt))
 
         self._release(claim)
         self._unfiled.append(write)
@@ -407,6 +422,9 @@ class Daemon:
                 if claim := self._claims.get(job_id):
                     self._fail(claim, reason)
             case {"loading": fraction}:
+                if time.monotonic() >= self._tell_loading_at or fraction >= 1:
+                    self._tell_loading_at = time.monotonic() + TELL_LOADING_EVERY_S
+                    self._starter.tell({"loading": fraction})
                 if time.monotonic() >= self._say_loading_at:
                     self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
                     log.info("loading the model: %d %%", 100 * fraction)
@@ -419,14 +437,31 @@ class Daemon:
 
     def _be_ready(self, about: Ready) -> None:
         self._ready = about
-        self._was_ready = True
+        is_first, self._was_ready = not self._was_ready, True
         self._is_announced = False
         self._restart_delay = 1.0
         self._troubles.pop("engine", None)
         self._guarded("saying that it is ready", self._announce)
         shape = "ready: %s on %s, %d jobs at a time, %d tokens each, %d threads"
         log.info(shape, about.description, about.backend, about.parallel, about.context, about.threads)
+        if is_first:
+            self._guarded("counting jobs", partial(self._show_start_page, about))
+            self._starter.tell({"ready": ""})
         notify("READY=1")
+
+    def _show_start_page(self, about: Ready) -> None:
+        others = [peer for peer in self._workspace.peers() if peer.pid != os.getpid()]
+        queued = self._workspace.counts().queued
+        attended = sys.stderr.isatty()
+        path = os.path.abspath(self._workspace.path)  # noqa: PTH100 - it is a string everywhere
+        page = start_page(about, self._model, self._config, path, queued=queued, peers=others, has_terminal=attended)
+        if log.isEnabledFor(logging.INFO):
+            if attended and not self._config.log_json:
+                print(*page, sep="\n", file=sys.stderr)
+            else:
+                for line in page:
+                    log.info("%s", line)
+        self._starter.tell({"ready": "\n".join(page)})
 
     def _bury_engine(self, engine: EngineProcess) -> None:
         """The engine died: those it was at gain a crash, all go back, and another engine is started soon."""
@@ -468,6 +503,14 @@ class Daemon:
             self._restart_later()
 
 
+def _about(claim: Claim, state: JobState, receipt: Receipt | None = None) -> dict[str, Any]:
+    """A job for the log's readers, in the fields of :data:`nrvna.logs.FIELDS`."""
+    about: dict[str, Any] = {"job": claim.id, "state": state}
+    if receipt:
+        about |= {"tokens": receipt.generated_tokens, "tokens_per_second": receipt.tokens_per_second}
+    return about
+
+
 def fingerprint(model: Path) -> dict[str, Any]:
     """What tells a model file from another without reading it: absolute path, bytes, modification time.
 
@@ -482,10 +525,10 @@ def fingerprint(model: Path) -> dict[str, Any]:
     return {"path": str(model.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
 
 
-def serve(model: Path, workspace: Workspace, config: Config) -> None:
+def serve(model: Path, workspace: Workspace, config: Config, starter: Starter | None = None) -> None:
     """Answer the jobs of a workspace until a signal says to stop. Raises NrvnaError if it cannot begin."""
     signals = Signals(has_log_file=config.log_file is not None)
-    daemon = Daemon(workspace, model, config)
+    daemon = Daemon(workspace, model, config, starter)
     daemon.start()
     log.info("nrvnad %s, process %d: %s answers %s", __version__, os.getpid(), model, workspace.path)
     try:
@@ -502,6 +545,29 @@ def serve(model: Path, workspace: Workspace, config: Config) -> None:
     log.info("stopped")
 
 
+def run_in_foreground(model: Path, workspace: Workspace, config: Config) -> int:
+    """Serve until a signal comes; returns the exit code, with the reason on standard error if it is not 0."""
+    starter = Starter()
+    try:
+        if config.log_file:
+            log_to(config.log_file)
+    except OSError as error:
+        starter.tell({"failed": f"cannot write to the log file {config.log_file}: {error.strerror}"})
+        print(f"nrvnad: cannot write to the log file {config.log_file}: {error.strerror}", file=sys.stderr)
+        return 2
+    logs.configure(config)
+    try:
+        serve(model, workspace, config, starter)
+    except (NrvnaError, OSError) as error:
+        starter.tell({"failed": str(error)})
+        if config.log_json:
+            log.error("%s", error)
+        else:
+            print(f"nrvnad: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ModelNotFoundError | NoFolderError) else 1
+    return 0
+
+
 def check(model: Path, config: Config) -> int:
     """Print whether a model will work here; 0 if so, else 1."""
     command = [sys.executable, "-P", "-m", "nrvna.engine", "--check"]
@@ -514,60 +580,130 @@ def check(model: Path, config: Config) -> int:
 
 
 EPILOG = """\
-Queue jobs with wrk, collect the answers with flw. Jobs that are unfinished when it stops go back
-into the queue.
+Queue jobs with `wrk WORKSPACE PROMPT`, collect the answers with `flw WORKSPACE`. Jobs that are unfinished when it
+stops go back into the queue. A second model in a workspace must be --named; jobs ask for it with `wrk --model NAME`.
 
 examples:
-  nrvnad ~/models/model.gguf ~/work           answer the jobs of the folder ~/work
-  nrvnad --check ~/models/model.gguf          say what the model is and whether it will work here
-  nrvnad --temp 0 ~/models/model.gguf ~/work  with a setting for the jobs that have none of their own
+  nrvnad ~/models/model.gguf ~/work              answer the jobs of the folder ~/work
+  nrvnad --daemonize ~/models/model.gguf ~/work  the same, by itself: this returns once it is ready
+  nrvnad --status ~/work                         whether one runs, and with what
+  nrvnad --stop ~/work                           end it
+  nrvnad --check ~/models/model.gguf             what the model is and whether it will work here
+  nrvnad --tune ~/models/model.gguf              which settings are faster on this machine
+  nrvnad --temp 0 ~/models/model.gguf ~/work     with a setting for the jobs that have none of their own
 
-exit codes: 0 stopped, or --check found that it will work, 1 it cannot work, 2 usage
+exit codes: 0 stopped as asked, or ready with --daemonize, 1 it could not start, with --check the model will
+not work, with --stop one did not end, 2 usage, or no such model file, 3 with --status none runs, 4 with
+--status it is not ready yet
 """
+# Ways to call it that take one word, and which.
+_ONE_WORD = {"check": "MODEL", "tune": "MODEL", "status": "WORKSPACE", "stop": "WORKSPACE"}
+_WAYS = {
+    "daemonize": "return when it is ready, and let it go on by itself; its log is WORKSPACE/.nrvna/nrvnad.log",
+    "status": "say how the daemons of WORKSPACE are doing",
+    "stop": "end the daemons of WORKSPACE, and wait until they have",
+    "check": "say whether MODEL will work here, and exit 0 or 1",
+    "tune": "try MODEL with several settings on this machine, and print those worth exporting",
+}
+_USAGE = """\
+nrvnad [settings] [--daemonize] MODEL WORKSPACE
+       nrvnad --status | --stop WORKSPACE
+       nrvnad [settings] --check | --tune MODEL"""
 
 
 def make_parser() -> Parser:
-    """All that nrvnad takes, with its help."""
+    """The command line of nrvnad. The first of two words is MODEL, one alone is what its option says."""
     parser = Parser(
         prog="nrvnad",
-        usage="nrvnad [settings] MODEL WORKSPACE\n       nrvnad [settings] --check MODEL",
+        usage=_USAGE,
         description="Answer the jobs of a workspace with a local GGUF model, until Ctrl-C.",
         epilog=EPILOG,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a .gguf file")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a .gguf file")
     parser.add_argument("workspace", nargs="?", metavar="WORKSPACE", help="a folder; made if it does not exist")
-    parser.add_argument("--check", action="store_true", help="say whether MODEL will work here, and exit 0 or 1")
+    ways = parser.add_mutually_exclusive_group()
+    for way, words in _WAYS.items():
+        ways.add_argument(f"--{way}", dest="way", action="store_const", const=way, help=words)
+    parser.add_argument(
+        "--within", metavar="SECONDS", help=f"how long --tune may take at most; {TUNE_S} unless told otherwise"
+    )
     parser.add_argument("--version", action="version", version=f"nrvna {__version__}")
     add_options(parser)
     return parser
 
 
+def _check_words(parser: Parser, options: Namespace) -> None:
+    """Ends the process if the words and options do not suit the way that was chosen."""
+    way = options.way
+    if wanted := _ONE_WORD.get(way):
+        if options.model is None:
+            parser.error(f"--{way} needs a {wanted}: nrvnad --{way} {wanted}")
+        if options.workspace is not None:
+            hint = "; a text that ends answers is --stop-text" if way == "stop" else ""
+            parser.error(f"--{way} takes a {wanted} alone, not {options.workspace!r} as well{hint}")
+    elif options.model is None:
+        parser.error("name a model and a workspace: nrvnad MODEL WORKSPACE")
+    elif not options.workspace:
+        parser.error("name a workspace too: nrvnad MODEL WORKSPACE")
+    if wanted == "WORKSPACE":
+        for setting in SETTINGS:
+            if getattr(options, setting.field) is not None:
+                parser.error(f"{setting.daemon_option} is for a daemon that starts, not for --{way}")
+    if options.within is not None and way != "tune":
+        parser.error("--within is for --tune alone")
+
+
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     parser = make_parser()
-    options = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    options = parser.read(given)
+    _check_words(parser, options)
+    if _ONE_WORD.get(options.way) == "WORKSPACE":
+        return _look_after(options.way, Workspace(options.model))
+    texts = {setting: getattr(options, setting.field) for setting in SETTINGS}
     try:
-        config = from_environment({setting.field: getattr(options, setting.field) for setting in SETTINGS})
+        config = from_environment({setting.field: text for setting, text in texts.items()})
+        within_s = tune_seconds(options.within)
     except SettingError as error:
         print(f"nrvnad: {error}", file=sys.stderr)
         return 2
-    if options.check:
-        return check(options.model, config)
-    if not options.workspace:
-        parser.error("name a workspace too: nrvnad MODEL WORKSPACE")
+    model = Path(options.model)
+    if options.way == "check":
+        return check(model, config)
+    # Imported here: most daemons are started without.
+    if options.way == "tune":
+        from nrvna.tune import tune
+
+        return tune(model, config, within_s)
+    workspace = Workspace(options.workspace)
+    if options.way == "daemonize":
+        from nrvna.control import daemonize
+
+        return daemonize(model, workspace, config, texts)
+    return run_in_foreground(model, workspace, config)
+
+
+def tune_seconds(text: str | None) -> int:
+    """How long ``--tune`` may take. Raises SettingError."""
+    if text is None:
+        return TUNE_S
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= _MAX_TUNE_S:
+        raise SettingError(f"--within is {text!r}, but must be a whole number of seconds from 1 to {_MAX_TUNE_S}")
+    return int(text)
+
+
+def _look_after(way: str, workspace: Workspace) -> int:
+    """``--stop`` and ``--status``."""
+    from nrvna import control
+
     try:
-        if config.log_file:
-            log_to(config.log_file)
-    except OSError as error:
-        print(f"nrvnad: cannot write to the log file {config.log_file}: {error.strerror}", file=sys.stderr)
-        return 2
-    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    log.setLevel(LOG_LEVELS[config.log_level])
-    try:
-        serve(options.model, Workspace(options.workspace), config)
-    except (NrvnaError, OSError) as error:
+        return control.stop(workspace) if way == "stop" else control.status(workspace)
+    except WorkspaceError as error:
         print(f"nrvnad: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ModelNotFoundError | NoFolderError) else 1
-    return 0
+        return control.USAGE
+    except KeyboardInterrupt:
+        return control.INTERRUPTED
 
 
 def run() -> None:

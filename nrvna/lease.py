@@ -122,17 +122,30 @@ class Attempts(NamedTuple):
 class Lease:
     """One daemon's hold on a workspace: claims jobs and moves them on, until it is closed or the process dies.
 
-    ``model`` is the fingerprint of the model's file; None serves nobody, and is not seen as a daemon. Raises
-    WorkspaceError if a living daemon serves another model here, UnsafeWorkspaceError if others can write to it.
+    ``model`` is the fingerprint of the model's file; None serves nobody, and is not seen as a daemon. ``alias`` is
+    another name of that file, such as a link to it. A ``named`` daemon takes only jobs that ask for its model by
+    name, and may stand beside those of other models. Raises WorkspaceError if a living daemon serves another model
+    here, UnsafeWorkspaceError if others can write to it.
     """
 
-    def __init__(self, workspace: Workspace, model: dict[str, Any] | None) -> None:
+    def __init__(
+        self, workspace: Workspace, model: dict[str, Any] | None, alias: str | None = None, *, named: bool = False
+    ) -> None:
         self._workspace = workspace
+        self._is_named = named
         self._input = workspace.input
         name = f"{os.uname().nodename}-{os.getpid()}-{os.urandom(3).hex()}"
         self._folder = join(workspace.processing, name)
-        self._about = {"pid": os.getpid(), "model": model, "ready": False}
-        self._model_names = _names_of(model)
+        self._model_names = _names_of(model, alias)
+        self._about = {
+            "pid": os.getpid(),
+            "host": os.uname().nodename,
+            "model": model,
+            "names": sorted(self._model_names),
+            "named": named,
+            "ready": False,
+            "since": timestamp(time.time()),
+        }
         self._next: deque[str] = deque()
         self._scanned_mtime_ns = -1
         self._unsettled = False
@@ -156,12 +169,21 @@ class Lease:
                 os.close(starting)
 
     def _check_peers(self, model: dict[str, Any]) -> None:
+        """A job must never be answered by one model or another, as it happens."""
         for peer in self._workspace.peers():
-            if peer.model != model:
-                path = peer.model.get("path")
+            if peer.model == model:
+                continue
+            served = f"{self._workspace.path} is served already by process {peer.pid} with another model"
+            path = peer.model.get("path")
+            if not self._is_named and not peer.named:
                 raise WorkspaceError(
-                    f"{self._workspace.path} is served already by process {peer.pid} with another model, {path}: "
-                    "stop that one, or give this one a workspace of its own"
+                    f"{served}, {path}: stop that one, give this one a workspace of its own, or start it with "
+                    "--named, to answer only jobs that ask for it by name"
+                )
+            if shared := self._model_names.intersection(peer.names):
+                raise WorkspaceError(
+                    f"{served} of the same name, {path}: stop that one, or give one of the files a name of its own, "
+                    f"as a job that asks for {min(shared, key=len)} could mean either"
                 )
 
     def _register(self) -> None:
@@ -177,9 +199,11 @@ class Lease:
         # Else jobs that are claimed could be lost with the folder that they were moved into.
         sync(self._workspace.processing)
 
-    def announce_ready(self) -> None:
-        """Tell those who look that this daemon answers jobs now."""
-        self._about["ready"] = True
+    def announce_ready(self, engine: dict[str, Any] | None = None) -> None:
+        """Tell those who look that this daemon answers jobs now, and what its ``engine`` says of itself."""
+        if not self._about["ready"]:
+            self._about |= {"ready": True, "since": timestamp(time.time())}
+        self._about["engine"] = engine or {}
         staging = join(self._folder, ".daemon.json.new")
         with self._workspace.explained("serve"):
             write(staging, as_json(self._about), durable=False)
@@ -260,7 +284,7 @@ class Lease:
                 raise LostRaceError(name)
             about, trouble = _about(origin)
             queued, settings, model = about.get("queued"), about.get("settings", {}), about.get("model")
-            if self._model_names and isinstance(model, str) and model.casefold() not in self._model_names:
+            if self._is_for_others(model):
                 self._left.add(name)
                 self._unsettled = True
                 raise LostRaceError(name)
@@ -287,6 +311,11 @@ class Lease:
             settings, trouble = {}, "its settings in job.json are no JSON object"
         task = about.get("task")
         return Claim(own, directory, queued, attempts.begun, attempts.crashes, settings, trouble, task, order)
+
+    def _is_for_others(self, model: object) -> bool:
+        if isinstance(model, str):
+            return bool(self._model_names) and model.casefold() not in self._model_names
+        return self._is_named
 
     def _own_name(self, name: str) -> str:
         """The name itself; another where it cannot be an id, or is that of a job which has run already."""
@@ -563,13 +592,13 @@ def _other(name: str) -> str:
     return f"{name}-{os.urandom(3).hex()}"
 
 
-def _names_of(model: dict[str, Any] | None) -> set[str]:
-    """By what names a job may ask for a model: its file's, with and without the ending."""
+def _names_of(model: dict[str, Any] | None, alias: str | None) -> set[str]:
+    """By what names a job may ask for a model: those of its file, with and without the ending."""
     path = (model or {}).get("path")
     if not isinstance(path, str):
         return set()
-    name = basename(path).casefold()
-    return {name, name.removesuffix(".gguf"), path.casefold()}
+    names = {basename(each).casefold() for each in (path, alias) if each}
+    return names | {name.removesuffix(".gguf") for name in names} | {path.casefold()}
 
 
 def _count(value: object) -> int:

@@ -63,7 +63,7 @@ def man_page(tool: Tool, *, has_environment: bool, files: dict[str, str], see_al
             *_text("An option wins over its variable. An empty variable is one that is unset."),
         ]
         for action in options_of(parser):
-            if action.metavar == "X" and (setting := _SETTINGS.get(action.dest)):
+            if setting := _SETTINGS.get(action.dest):
                 default = str(setting.shown_default or setting.default).strip("`")
                 lines += [
                     ".TP",

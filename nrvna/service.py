@@ -1,13 +1,19 @@
-"""What a process needs that runs unattended: signals that ask and do not interrupt, a log file, a word to systemd."""
+"""What a process needs that runs unattended: signals that ask, not interrupt, a log file, a word to its starter.
+
+That is systemd, or a ``nrvnad --daemonize`` that waits for it to be ready.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import stat
 import sys
 from contextlib import suppress
+from typing import Any
 
-from nrvna.config import notify_socket
+from nrvna.config import notify_socket, starter_descriptor
 
 
 class Signals:
@@ -65,6 +71,41 @@ def notify(state: str) -> None:
         address = "\0" + address[1:]
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         channel.sendto(state.encode(), address)
+
+
+class Starter:
+    """The ``nrvnad --daemonize`` that started this process and waits to hear how that goes, if there is one.
+
+    It is told JSON objects, one a line: ``{"loading": 0.4}``, then ``{"ready": "..."}`` with the start-up page, or
+    ``{"failed": "..."}`` with the reason. After either, it waits no more.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = starter_descriptor()
+        if self._descriptor is not None:
+            try:
+                is_pipe = stat.S_ISFIFO(os.fstat(self._descriptor).st_mode)
+                os.set_inheritable(self._descriptor, False)
+                # It may be stopped, and is then not waited for.
+                os.set_blocking(self._descriptor, False)
+            except OSError:
+                is_pipe = False
+            if not is_pipe:
+                self._descriptor = None
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Nothing happens where nobody waits, or waits any more."""
+        if self._descriptor is None:
+            return
+        with suppress(OSError):
+            os.write(self._descriptor, json.dumps(message).encode() + b"\n")
+        if "loading" not in message:
+            self._close()
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def _has_terminal() -> bool:

@@ -6,7 +6,8 @@
     failed/<id>/               error.txt, receipt.json      failed, with the reason
     .nrvna/                    context.txt, for every job; wake, a FIFO that tells an idle daemon of a new job;
                                clock, whose time is that of the newest id, for when the clock is set back;
-                               keys/, which job is that of a key; priority/, which jobs are to start out of turn
+                               keys/, which job is that of a key; priority/, which jobs are to start out of turn;
+                               nrvnad.log, of a daemon that runs by itself
 
 This module, submit.py, by which jobs come in, and lease.py, which is a daemon's side, are the only ones that name
 these folders and files, and the only ones that move them. A job's files and the folder that holds them are synced
@@ -59,11 +60,27 @@ Record = Callable[[Sequence[str], Sequence[int]], None]
 
 
 class Peer(NamedTuple):
-    """A living daemon of a workspace, as it described itself; ``model`` is its model's fingerprint."""
+    """A living daemon of a workspace, as it described itself.
+
+    ``model`` is its model's fingerprint, ``names`` what a job may call that. A ``named`` one answers only jobs that
+    ask for it by name. ``since`` is when it was ready, or when it began to load (ISO 8601, UTC). ``about`` is what
+    its engine says of itself, in the fields of :class:`nrvna.engine.protocol.Ready`, once it is ready. ``pid`` is the
+    process's number on ``host``, or in a container there; see :func:`holds_lock`.
+    """
 
     pid: int
     model: dict[str, Any]
     ready: bool
+    named: bool
+    names: tuple[str, ...]
+    host: str
+    since: str
+    about: dict[str, Any]
+    folder: str
+
+    def answers(self, model: str | None) -> bool:
+        """Whether it takes a job that asks for a model of this name, None where a job asks for none."""
+        return not self.named if model is None else model.casefold() in self.names
 
 
 class Counts(NamedTuple):
@@ -93,6 +110,11 @@ class Workspace:
     def context_file(self) -> str:
         """The text that is prepended to every job as its system message, if it exists."""
         return join(self.private, "context.txt")
+
+    @property
+    def log_file(self) -> str:
+        """Where a daemon logs that runs by itself and was not told another place."""
+        return join(self.private, "nrvnad.log")
 
     # Making and opening.
 
@@ -366,12 +388,39 @@ def living(folder: str) -> Peer | None:
         about = {} if dead else read_object(join(folder, ".daemon.json"))
     if not about:
         return None
-    model, pid = about.get("model"), about.get("pid")
+    model, pid, engine, names = (about.get(key) for key in ("model", "pid", "engine", "names"))
     return Peer(
         pid=pid if isinstance(pid, int) else 0,
         model=model if isinstance(model, dict) else {},
         ready=bool(about.get("ready")),
+        named=bool(about.get("named")),
+        names=tuple(map(str, names)) if isinstance(names, list) else (),
+        host=str(about.get("host", "")),
+        since=str(about.get("since", "")),
+        about=engine if isinstance(engine, dict) else {},
+        folder=folder,
     )
+
+
+def holds_lock(peer: Peer) -> bool:
+    """Whether the process of this machine that has the daemon's number is the daemon itself.
+
+    It is not where that runs on another machine, or in a container that numbers its processes by itself. Where the
+    system does not tell who holds a file, as outside of Linux, the machine's name decides.
+    """
+    if peer.host != os.uname().nodename or peer.pid <= 0:
+        return False
+    try:
+        wanted = os.stat(join(peer.folder, ".lock"))
+        descriptors = os.listdir(f"/proc/{peer.pid}/fd")
+    except OSError:
+        return not isdir("/proc/self/fd") and living(peer.folder) is not None
+    for descriptor in descriptors:
+        with suppress(OSError):
+            found = os.stat(f"/proc/{peer.pid}/fd/{descriptor}")
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+    return False
 
 
 @contextmanager

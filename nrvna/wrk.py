@@ -232,8 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     everything = any(word.startswith("-") and word.split("=")[0] not in _PLAIN_OPTIONS for word in given)
     parser = make_parser(everything=everything)
-    # Options may stand between the words.
-    options = parser.parse_intermixed_args(given)
+    options = parser.read(given)
     workspace = Workspace(options.workspace)
     is_pile = any(getattr(options, name) is not None for name in _PILES)
     ids: list[str] = []

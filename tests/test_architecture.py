@@ -33,18 +33,22 @@ ALLOWED = {
     "submit": {"workspace", "job", "order", "files", "errors"},
     "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "errors"},
     "service": {"config"},
+    "logs": {"config", "job"},
+    "startpage": {"config", "engine", "terminal", "workspace"},
+    "control": {"config", "files", "terminal", "workspace", "errors"},
+    "tune": {"config", "engine", "terminal", "errors"},
     "grammar": {"grammar", "errors"},
     "wrk": {"workspace", "order", "prompts", "pile", "ask", "durations", "arguments", "terminal", "errors"},
     "flw": {"workspace", "lease", "job", "arguments", "terminal", "config", "errors"},
     "daemon": {
-        *{"workspace", "lease", "progress", "service", "job", "task", "config", "errors", "engine"},
-        "arguments",
+        *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
+        *("engine", "terminal", "arguments", "control", "tune"),
     },
     "tools": {"wrk", "flw", "daemon"},
     "manual": {"tools", "arguments", "config"},
     "completion": {"completion", "tools", "arguments", "config"},
     "llama": {"llama", "errors"},
-    "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "errors"},
+    "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "errors"},
 }
 # The engine's side of the pipe, of which the daemon loads the part that needs no model.
 DAEMON_MAY_LOAD = {"nrvna.engine.process", "nrvna.engine.protocol"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 from dataclasses import asdict, fields
@@ -18,6 +19,8 @@ from nrvna.config import (
     Config,
     Sampling,
     Setting,
+    add_options,
+    changed,
     from_environment,
     markdown_table,
     of_job,
@@ -239,3 +242,31 @@ def test_a_stop_string_stands_as_it_is_and_several_as_a_json_list(text: str, sto
 def test_the_settings_of_a_job_come_back_from_json_as_they_were() -> None:
     sampling = Sampling(stop=("a", "b"), logit_bias=((5, False), ("maybe", -2.0)), samplers=("top_k", "temperature"))
     assert Sampling(**json.loads(json.dumps(asdict(sampling)))) == sampling
+
+
+def test_what_differs_from_the_defaults_is_told_as_text_that_gives_it_again() -> None:
+    environ = {
+        "NRVNA_TEMP": "0.25",
+        "NRVNA_STOP": "END",
+        "NRVNA_SAMPLERS": "top_k;temp",
+        "NRVNA_LOGIT_BIAS": '{"5": false, "x": -1}',
+        "NRVNA_IGNORE_EOS": "1",
+        "NRVNA_SEED": "7",
+        "NRVNA_LORA": "a=b.gguf",
+        "NRVNA_NAMED": "1",
+        "NRVNA_LLAMA_DIR": "/x y",
+        "NRVNA_PARALLEL": "0",
+    }
+    config = from_environment({}, environ)
+    different = changed(config)
+    assert set(different) == set(environ) - {"NRVNA_PARALLEL"}
+    assert from_environment({}, different) == config
+    assert changed(from_environment({}, {})) == {}
+
+
+def test_a_flag_takes_no_value_and_is_one() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    options = parser.parse_args(["--log-json", "--named", "--stop-text", "END"])
+    config = from_environment({setting.field: getattr(options, setting.field) for setting in SETTINGS}, {})
+    assert (config.log_json, config.named, config.sampling.stop) == (True, True, ("END",))

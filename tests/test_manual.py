@@ -64,7 +64,7 @@ def test_the_daemons_page_names_every_variable_with_its_default() -> None:
     section = text.partition("\nENVIRONMENT\n")[2].partition("\nEXAMPLES\n")[0]
     for setting in SETTINGS:
         default = str(setting.shown_default or setting.default).strip("`")
-        words = f"{setting.variable} as {setting.option}; default: {default}"
+        words = f"{setting.variable} as {setting.daemon_option}; default: {default}"
         assert words.replace(" ", "") in re.sub(r"\s", "", section)
 
 

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from nrvna import logs
 from nrvna.config import LOG_LEVELS, Config, Sampling
 from nrvna.engine.check import check_model
 from nrvna.engine.encoder import Encoder
@@ -186,8 +187,7 @@ def _die_with_parent() -> None:
 
 
 def _configure_logging(config: Config) -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)-7s engine: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("nrvna").setLevel(LOG_LEVELS[config.log_level])
+    logs.configure(config, "engine")
     llama = logging.getLogger("nrvna.llama")
     llama.setLevel(LOG_LEVELS[config.llama_log_level])
     # llama.cpp takes the cells that all sequences share for the context of one.

@@ -9,6 +9,7 @@ from nrvna.config import Config
 from nrvna.engine.embedder import Embedder
 from nrvna.engine.machine import physical_cores
 from nrvna.engine.protocol import Ready
+from nrvna.engine.runner import device_of, has_gpu
 from nrvna.engine.vectors import AT_ONCE
 from nrvna.llama import Model, load_library
 
@@ -18,6 +19,7 @@ class Encoder:
 
     def __init__(self, path: Path, config: Config, progress: Callable[[float], None] | None = None) -> None:
         library = load_library(Path(config.llama_dir) if config.llama_dir else None)
+        self._library = library
         self.build = library.build
         self.model = Model(path, gpu_layers=config.gpu_layers, progress=progress)
         self._config = config
@@ -35,4 +37,6 @@ class Encoder:
             parallel=self._config.parallel or AT_ONCE,
             context=self._config.ctx or model.n_ctx_train,
             threads=self._threads,
+            device=device_of(self._library, on_gpu=has_gpu(self._library) and self._config.gpu_layers > 0),
+            writes=False,
         )

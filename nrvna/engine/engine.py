@@ -15,7 +15,6 @@ from nrvna import __version__
 from nrvna.config import MAX_SEED
 from nrvna.engine.answer import Answer
 from nrvna.engine.choices import ChoiceTree
-from nrvna.engine.layout import BATCH_TOKENS
 from nrvna.engine.prompt import Conversation, Encoded
 from nrvna.engine.resume import Attempt, key_of, read_attempt, usable_head
 from nrvna.engine.runner import Runner, Sampled
@@ -99,7 +98,7 @@ class Engine:
             cells=layout.shared_cells,
             room=layout.room,
             context=runner.shape.context,
-            budget=BATCH_TOKENS,
+            budget=runner.batch_tokens,
             share=runner.shares,
         )
         runner.apply([Move(slot) for slot in range(layout.slots)])

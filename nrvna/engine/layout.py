@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from nrvna.engine.attention import plain_is_faster
 from nrvna.engine.sequence import Sequence
 
-# Tokens computed in one step at most: long prompts are cut into chunks of this.
+# Tokens computed in one step at most, where none were asked for: long prompts are cut into chunks of this.
 BATCH_TOKENS = 512
 # llama.cpp rounds the cells of a sequence up to a multiple of this.
 CELLS_STEP = 256
@@ -33,8 +33,8 @@ def padded(tokens: int) -> int:
 class Layout:
     """A KV cache of ``cells`` for ``slots`` sequences, of which ``parallel`` run at once.
 
-    ``unified``: all sequences share the cells, else each slot has an equal part. ``micro_batch`` is the number of
-    tokens computed at once. ``flash_attention`` None leaves the choice to llama.cpp.
+    ``unified``: all sequences share the cells, else each slot has an equal part. ``micro_batch`` is the most
+    tokens computed at once, None for a whole step. ``flash_attention`` None leaves the choice to llama.cpp.
     """
 
     parallel: int
@@ -42,7 +42,7 @@ class Layout:
     cells: int
     unified: bool
     flash_attention: bool | None
-    micro_batch: int = BATCH_TOKENS
+    micro_batch: int | None = None
 
     @property
     def room(self) -> int:

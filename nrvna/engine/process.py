@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nrvna import logs
 from nrvna.config import Config, engine_environment
 from nrvna.engine.protocol import Unpacker, pack
 
@@ -43,6 +44,8 @@ class EngineProcess:
         for descriptor in (self.stdin, self.stdout, self.stderr):
             os.set_blocking(descriptor, False)
         self._unpacker = Unpacker()
+        self._logs_json = config.log_json
+        self._half_line = b""
         self._outbox = bytearray()
         self._tail = b""
         self.send({"path": str(path), "model": model, "config": config.to_dict()})
@@ -56,7 +59,8 @@ class EngineProcess:
     def last_words(self) -> str:
         """The end of its log."""
         lines = self._tail.decode("utf-8", "replace").splitlines()
-        return "\n".join(lines[-_TAIL_LINES:])
+        said = map(logs.message_of, lines) if self._logs_json else lines
+        return "\n".join(list(said)[-_TAIL_LINES:])
 
     def send(self, message: dict[str, Any]) -> None:
         """Tell it something, now or with the next :meth:`flush`."""
@@ -90,8 +94,16 @@ class EngineProcess:
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
         # A log that cannot be written is no reason to stop.
         with suppress(OSError):
-            os.write(2, data)
+            os.write(2, self._as_objects(data) if self._logs_json else data)
         return bool(data)
+
+    def _as_objects(self, data: bytes) -> bytes:
+        """Whole lines of its log, each a JSON object: what libraries print on their own, as they abort, is none."""
+        *lines, self._half_line = (self._half_line + data).split(b"\n")
+        if not data and self._half_line:
+            lines, self._half_line = [*lines, self._half_line], b""
+        said = (line.decode("utf-8", "replace") for line in lines if line.strip())
+        return "".join(f"{logs.wrapped(line, 'engine')}\n" for line in said).encode()
 
     def kill(self) -> None:
         """End it at once; :meth:`receive` then says that it is gone."""

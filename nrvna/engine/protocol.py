@@ -45,13 +45,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ready:
-    """What an engine says of itself when it is ready."""
+    """What an engine says of itself when it is ready.
+
+    ``device`` is what computes, as its makers call it. A model that ``writes`` does not only make vectors.
+    """
 
     description: str
     backend: str
     parallel: int
     context: int
     threads: int
+    device: str = ""
+    writes: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -60,7 +60,8 @@ class Runner:
         self._config = config
         self._progress = progress
         self._samplers: dict[Sequence, Sampler] = {}
-        self._batch = Batch(BATCH_TOKENS)
+        self.batch_tokens = config.batch_tokens or BATCH_TOKENS
+        self._batch = Batch(self.batch_tokens)
         self._load(path, repack=True)
         if advice := recommendation(self.model, config.sampling):
             log.info("the model's authors recommend %s", advice)
@@ -148,8 +149,8 @@ class Runner:
             self.model,
             n_ctx=layout.cells,
             n_seq_max=layout.slots,
-            n_batch=BATCH_TOKENS,
-            n_ubatch=layout.micro_batch,
+            n_batch=self.batch_tokens,
+            n_ubatch=min(layout.micro_batch or self.batch_tokens, self.batch_tokens),
             threads=self.shape.threads,
             flash_attention=layout.flash_attention,
             kv_unified=layout.unified,
@@ -201,6 +202,7 @@ class Runner:
             parallel=shape.parallel,
             context=shape.context,
             threads=shape.threads,
+            device=device_of(self._library, on_gpu=self.on_gpu),
         )
 
     # Sequences.
@@ -343,6 +345,11 @@ def file_facts(path: Path) -> tuple[int, int]:
 
 def has_gpu(library: Library) -> bool:
     return any(device.is_gpu for device in library.devices())
+
+
+def device_of(library: Library, *, on_gpu: bool) -> str:
+    """What computes, by the names that its makers gave it."""
+    return " and ".join(device.description for device in library.devices() if device.is_gpu == on_gpu)
 
 
 def _room(shape: Shape) -> str:

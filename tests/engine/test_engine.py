@@ -319,3 +319,20 @@ def test_a_dropped_request_leaves_those_who_asked_the_same_their_answer(runner: 
         events += engine.step()
     [receipt] = [event.receipt for event in events if event.receipt]
     assert (receipt.id, receipt.same_as) == ("second", None)
+
+
+@pytest.mark.parametrize(("asked", "most"), [(0, 512), (256, 256), (1024, 1024)])
+def test_a_step_computes_as_many_tokens_of_a_long_prompt_as_were_asked_for(
+    model_file: Path, asked: int, most: int
+) -> None:
+    runner = Runner(model_file, Config(parallel=1, ctx=2048, batch_tokens=asked))
+    engine = Engine(runner, {"path": "model"})
+    engine.add(request("a", "word " * 1500, replace(GREEDY, predict=1)))
+    steps = 0
+    while not engine.is_idle:
+        engine.step()
+        steps += 1
+    tokens = len(tokens_of(runner.prompts, "word " * 1500, limit=2048))
+    # With the last of them comes the answer's only token.
+    assert steps == -(-tokens // most)
+    runner.model.close()
