@@ -273,6 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--reasoning", action="store_true", help="print the thought that led to the answer")
     parser.add_argument("--receipt", action="store_true", help="print how the job was answered, in JSON")
     parser.add_argument("--cancel", action="store_true", help="see to it that the job is not answered")
+    parser.add_argument("--watch", action="store_true", help="watch the jobs until all are finished")
     parser.add_argument("-a", "--all", action="store_true", help=f"list every job, not only the newest {_SHOWN}")
     options = parser.parse_args(argv)
     workspace = Workspace(options.workspace)
@@ -281,7 +282,12 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("follow", "cancel", "reasoning", "receipt"):
             if options.id is None and getattr(options, name):
                 parser.error(f"name a job too: flw --{name} WORKSPACE ID")
-        if options.cancel:
+        if options.watch:
+            # Imported here: only this needs to draw.
+            from nrvna.live.watch import watch
+
+            code = watch(workspace)
+        elif options.cancel:
             code = cancel(workspace, options.id)
         elif options.reasoning or options.receipt:
             code = show_beside(workspace, options.id, reasoning=options.reasoning)
