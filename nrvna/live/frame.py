@@ -13,6 +13,7 @@ _ID_COLUMNS = 29
 _NARROW_ID_COLUMNS = 6
 _LEAST_WORDS = 8
 _LEAST_BAR, _MOST_BAR = 6, 60
+_NOTHING = "nothing to wait for: every job is finished"
 
 
 class Running(NamedTuple):
@@ -94,6 +95,8 @@ def text_of(line: Line) -> str:
 
 def frame(snapshot: Snapshot, width: int, height: int, marks: Marks = BLOCKS) -> list[Line]:
     """The view as at most ``height`` lines of at most ``width`` columns, both at least 1; the most needed first."""
+    if not snapshot.total:
+        return [(Span(fit(_NOTHING, width, marks.ellipsis)),)]
     lines = [_progress(snapshot, width, marks), _numbers(snapshot, width, marks)]
     title = _title(snapshot, width, marks)
     # In a low window the jobs need the line more, unless nobody answers them.
@@ -107,18 +110,20 @@ def frame(snapshot: Snapshot, width: int, height: int, marks: Marks = BLOCKS) ->
 
 def sentence(snapshot: Snapshot) -> str:
     """The same in one line, for a log; with the failures named once all is over."""
-    finished = snapshot.done + snapshot.failed
-    parts = [f"{finished} of {snapshot.total} finished"]
-    if snapshot.failed:
-        parts.append(f"{snapshot.failed} failed")
-    parts += _end_numbers(snapshot) if snapshot.is_over else _rates(snapshot)
+    if not snapshot.total:
+        return _NOTHING
+    parts = [f"{snapshot.done + snapshot.failed} of {snapshot.total} finished"]
+    if snapshot.is_over:
+        parts[0] += f" in {duration(snapshot.elapsed_s)}"
+    parts += [f"{snapshot.failed} failed"] if snapshot.failed else []
+    parts += _work_done(snapshot) if snapshot.is_over else _rates(snapshot)
     if not snapshot.is_over and not snapshot.servers:
-        parts.append("no daemon answers them")
+        parts.append(f"no daemon answers them: nrvnad MODEL {snapshot.path}")
     line = ", ".join(parts)
     if snapshot.is_over and snapshot.failures:
-        more = f" and {snapshot.failed - len(snapshot.failures)} more"
+        more = snapshot.failed - len(snapshot.failures)
         named = ", ".join(_plain(failure.id) for failure in snapshot.failures)
-        line += f": {named}{more if snapshot.failed > len(snapshot.failures) else ''}"
+        line += f"; failed: {named}" + (f" and {more} more" if more > 0 else "")
     return line
 
 
@@ -143,19 +148,16 @@ def _title(snapshot: Snapshot, width: int, marks: Marks) -> Line | None:
             if columns_of(_shown(text, marks)) <= width:
                 break
         return (Span(fit(_shown(text, marks), width, marks.ellipsis), "warning"),)
-    names = dict.fromkeys(server.model for server in snapshot.servers)
+    names = [server.model for server in snapshot.servers]
     models = ", ".join(
-        f"{count} daemons with {name}" if (count := _count(snapshot, name)) > 1 else name for name in names
+        f"{name} ({names.count(name)} daemons)" if names.count(name) > 1 else name for name in dict.fromkeys(names)
     )
-    waiting = "" if any(server.ready for server in snapshot.servers) else ", which is being loaded"
-    text = _shown(f"{snapshot.path}  {models}{waiting}", marks)
-    if columns_of(text) > width:
-        text = _shown(f"{models}{waiting}", marks)
-    return (Span(fit(text, width, marks.ellipsis)),)
-
-
-def _count(snapshot: Snapshot, model: str) -> int:
-    return sum(server.model == model for server in snapshot.servers)
+    if not any(server.ready for server in snapshot.servers):
+        models += " (being loaded)"
+    for text in (f"{snapshot.path}, served by {models}", models):
+        if columns_of(_shown(text, marks)) <= width:
+            break
+    return (Span(fit(_shown(text, marks), width, marks.ellipsis)),)
 
 
 def _progress(snapshot: Snapshot, width: int, marks: Marks) -> Line:
@@ -187,7 +189,7 @@ def _share(part: int, total: int, size: int) -> int:
 
 def _numbers(snapshot: Snapshot, width: int, marks: Marks) -> Line:
     if snapshot.is_over:
-        parts = _end_numbers(snapshot)
+        parts = [f"all finished in {duration(snapshot.elapsed_s)}", *_work_done(snapshot)]
     else:
         parts = _rates(snapshot)
         running, waiting = len(snapshot.running), snapshot.unfinished - len(snapshot.running)
@@ -207,15 +209,11 @@ def _rates(snapshot: Snapshot) -> list[str]:
     return parts
 
 
-def _end_numbers(snapshot: Snapshot) -> list[str]:
-    if not snapshot.total:
-        return ["nothing to wait for: every job is finished"]
-    parts = [f"all finished in {duration(snapshot.elapsed_s)}"]
-    if snapshot.tokens:
-        parts.append(f"{snapshot.tokens:,} tokens")
-        if snapshot.elapsed_s >= 1:
-            parts.append(f"{snapshot.tokens / snapshot.elapsed_s:,.0f} tokens/s")
-    return parts
+def _work_done(snapshot: Snapshot) -> list[str]:
+    if not snapshot.tokens:
+        return []
+    speed = [f"{snapshot.tokens / snapshot.elapsed_s:,.0f} tokens/s"] if snapshot.elapsed_s >= 1 else []
+    return [f"{snapshot.tokens:,} tokens", *speed]
 
 
 # Lines of jobs.
@@ -236,7 +234,7 @@ def _running(running: tuple[Running, ...], room: int, width: int, marks: Marks) 
     shown = running if len(running) <= room else running[: max(1, room - 1)]
     id_columns = min(_ID_COLUMNS, max(columns_of(_shown(job.id, marks)) for job in shown))
     ages = [duration(job.age_s) for job in shown]
-    counts = [f"{job.tokens:,} tokens" for job in shown]
+    counts = [f"{job.tokens:,} token{' ' if job.tokens == 1 else 's'}" for job in shown]
     if width < 72:
         counts = [f"{job.tokens}" for job in shown]
     age_columns, count_columns = max(map(len, ages)), max(map(len, counts))

@@ -15,6 +15,7 @@ from nrvna.workspace import PROGRESS
 # Of an answer's text no more is kept than a wide line shows.
 _LAST_CHARACTERS = 400
 _MAX_BYTES = 64 * 1024 * 1024
+_PACE_OVER_S = 10.0
 
 
 class Growth:
@@ -87,27 +88,31 @@ class Speed:
 
 
 class Pace:
-    """How fast single jobs get finished, by the last of them; they may take seconds or hours each."""
+    """How fast jobs get finished, by the last of them; they may take milliseconds or hours each."""
 
     def __init__(self, now: float) -> None:
-        self._since = now
-        self._finished: deque[float] = deque()
+        self.restart(now)
 
     def restart(self, now: float) -> None:
         """Forget what was, as what follows says more."""
         self._since = now
-        self._finished.clear()
+        self._finished: deque[tuple[float, int]] = deque()
+        self._number = 0
 
     def note(self, now: float, count: int, at_a_time: int) -> None:
         """That ``count`` more are finished, of which about so many run at a time."""
-        self._finished.extend([now] * count)
-        # Jobs that run together often end together: some such groups make a measure.
-        while len(self._finished) > max(20, 4 * at_a_time):
-            self._since = self._finished.popleft()
+        if count:
+            self._finished.append((now, count))
+            self._number += count
+        # Jobs that run together often end together: some such groups make a measure, and so do some seconds.
+        enough = max(20, 4 * at_a_time)
+        while self._finished and now - self._finished[0][0] > _PACE_OVER_S:
+            if self._number - self._finished[0][1] < enough:
+                break
+            self._since, oldest = self._finished.popleft()
+            self._number -= oldest
 
     def per_second(self, now: float, at_a_time: int) -> float | None:
         """None as long as there is too little to go by."""
         span = now - self._since
-        if len(self._finished) < max(3, at_a_time) or span < 1:
-            return None
-        return len(self._finished) / span
+        return self._number / span if self._number >= max(3, at_a_time) and span >= 1 else None

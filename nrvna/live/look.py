@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -29,6 +30,10 @@ class Lookout:
     def __init__(self, workspace: Workspace, now: float) -> None:
         self._workspace = workspace
         self._began = now
+        home = os.path.expanduser("~")
+        is_below = home != "/" and workspace.path.startswith(f"{home}/")
+        # As people write it, and their shells read it.
+        self._path = f"~{workspace.path.removeprefix(home)}" if is_below else workspace.path
         self._roll = Roll(workspace, now)
         self._answers = {name: Growth(directory) for name, directory in self._roll.claimed.items()}
         # What was written before is not this watch's.
@@ -60,7 +65,7 @@ class Lookout:
             self._pace.restart(now)
         pace, unfinished = self._pace.per_second(now, len(running)), len(self._roll.unfinished)
         return Snapshot(
-            self._workspace.path,
+            self._path,
             done=len(self._roll.done),
             failed=len(self._roll.failed),
             unfinished=unfinished,

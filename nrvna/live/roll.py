@@ -30,6 +30,7 @@ class Names:
         self._mtime_ns = -1
         self._due = 0.0
         self._before: frozenset[str] = frozenset()
+        self._told: set[str] = set()
         self.all: set[str] = set()
         self.look(now)
         self._before = frozenset(self.all)
@@ -56,6 +57,13 @@ class Names:
             self.came.add(name)
         return name in self.came
 
+    def news(self) -> set[str]:
+        """Those that came since this was last asked."""
+        fresh = self.came - self._told
+        if fresh or len(self._told) != len(self.came):
+            self._told = set(self.came)
+        return fresh
+
 
 class Roll:
     """The jobs that are unfinished when it begins, and those that come after. ``now`` is monotonic, in seconds.
@@ -70,7 +78,6 @@ class Roll:
         self.unfinished: set[str] = set()
         self.claimed: dict[str, str] = {}
         with workspace.explained("read"):
-            # In the order that jobs move, so that one which moves meanwhile is met later.
             self._queued = Names(workspace.input, now)
             self._read_claimed()
             self._done, self._failed = Names(workspace.output, now), Names(workspace.failed, now)
@@ -84,21 +91,14 @@ class Roll:
     def failed(self) -> set[str]:
         return self._failed.came
 
-    def look(self, now: float, *, at_once: bool = False) -> list[Job]:
-        """The jobs that were seen to be finished for the first time."""
-        with self._workspace.explained("read"):
-            known = self.done | self.failed
-            was_claimed = self.claimed.keys()
-            is_changed = self._queued.look(now, at_once=at_once)
-            self._read_claimed()
-            for names in (self._done, self._failed):
-                is_changed |= names.look(now, at_once=at_once)
-            if not is_changed and not self._astray and self.claimed.keys() == was_claimed:
-                return []
-            self._count(now)
-        done = [Job(name, JobState.DONE, join(self._workspace.output, name)) for name in self.done - known]
-        failed = [Job(name, JobState.FAILED, join(self._workspace.failed, name)) for name in self.failed - known]
-        return done + failed
+    def look(self, now: float) -> list[Job]:
+        """The jobs that are seen to be finished for the first time."""
+        self._read(now)
+        places = (
+            (self._done, JobState.DONE, self._workspace.output),
+            (self._failed, JobState.FAILED, self._workspace.failed),
+        )
+        return [Job(name, state, join(folder, name)) for names, state, folder in places for name in names.news()]
 
     def is_over(self, now: float) -> bool:
         """Whether nothing is unfinished, for certain. Raises WorkspaceError too if the workspace is gone."""
@@ -107,8 +107,19 @@ class Roll:
         self._workspace.check()
         # Twice, as a job that is put back into the queue meanwhile may be missed once.
         for _ in range(2):
-            self.look(now, at_once=True)
+            self._read(now, at_once=True)
         return not self.unfinished
+
+    def _read(self, now: float, *, at_once: bool = False) -> None:
+        was_claimed = self.claimed.keys()
+        with self._workspace.explained("read"):
+            # In the order that jobs move, so that one which moves meanwhile is met later.
+            is_changed = self._queued.look(now, at_once=at_once)
+            self._read_claimed()
+            for names in (self._done, self._failed):
+                is_changed |= names.look(now, at_once=at_once)
+        if is_changed or self._astray or self.claimed.keys() != was_claimed:
+            self._count(now)
 
     def _read_claimed(self) -> None:
         self.claimed = {

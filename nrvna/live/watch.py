@@ -22,8 +22,9 @@ FINISHED, FAILED, INTERRUPTED = 0, 1, 130
 
 _LOOK_EVERY_S = 0.25
 _SAY_EVERY_S = 5.0
-# The next look waits so many times as long as the last one took of the processor.
-_REST = 40
+# The next look waits so many times as long as the last one took of the processor, up to a limit: what is dear in it,
+# reading folders of many jobs, is seldom done.
+_REST, _MAX_REST_S = 20, 2.0
 # An edge that is dragged tells of each step: they are drawn together.
 _SETTLE_S = 0.05
 _HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH)
@@ -106,7 +107,7 @@ def _show(lookout: Lookout, screen: Screen, signals: _Signals, marks: Marks) -> 
 
 def _rest(began: float) -> float:
     """How long not to look again, so that all of it takes little of a core."""
-    return max(_LOOK_EVERY_S, _REST * (time.process_time() - began))
+    return min(_MAX_REST_S, max(_LOOK_EVERY_S, _REST * (time.process_time() - began)))
 
 
 def _marks(*, is_ascii: bool) -> Marks:
