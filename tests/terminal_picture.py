@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from html import escape
 from itertools import groupby
@@ -27,7 +28,7 @@ def picture(screen: pyte.Screen, title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height}" width="{width:g}" role="img">',
         f"<title>{escape(title)}</title>",
         f'<rect width="100%" height="100%" rx="6" fill="{_PAPER}"/>',
-        f'<g font-family="{_FAMILY}" font-size="{_FONT}" fill="{_INK}" style="white-space:pre">',
+        f'<g font-family="{_FAMILY}" font-size="{_FONT}" fill="{_INK}">',
     ]
     for row in range(rows):
         parts += _line(screen, row)
@@ -41,22 +42,25 @@ def _line(screen: pyte.Screen, row: int) -> Iterator[str]:
     cells = [(column, screen.buffer[row][column]) for column in range(screen.columns)]
     # The second half of a wide character is empty.
     drawn = [(column, cell) for column, cell in cells if cell.data]
-    for (colour, kind), run in groupby(drawn, key=lambda pair: (pair[1].fg, _kind(*pair))):
-        first, *_ = characters = list(run)
+    for (colour, _), run in groupby(drawn, key=lambda pair: (pair[1].fg, _kind(*pair))):
+        (first, _), *_ = characters = list(run)
         text = "".join(cell.data for _, cell in characters)
-        if not text.strip():
-            continue
-        if kind == "narrow":
-            first = characters[len(text) - len(text.lstrip())]
-            text = text.strip()
-        x, y = _MARGIN + _COLUMN * first[0], _MARGIN + _ROW * row
         ink = f' fill="{_COLOURS[colour]}"' if colour in _COLOURS else ""
         if opacity := _BLOCKS.get(text[0]):
+            x, y = _MARGIN + _COLUMN * first, _MARGIN + _ROW * row
             size = f'width="{_COLUMN * len(text):g}" height="{_ROW - 4}"'
             yield f'<rect x="{x:g}" y="{y}" {size} opacity="{opacity}"{ink}/>'
-        else:
-            length = f' textLength="{_COLUMN * len(text):g}"' if kind == "narrow" and len(text) > 1 else ""
-            yield f'<text x="{x:g}" y="{y + _BASELINE}"{length}{ink}>{escape(text, quote=False)}</text>'
+            continue
+        # Words far from each other each get their place: not every viewer keeps more than one space.
+        for words in re.finditer(r"\S+( \S+)*", text):
+            yield _text(first + words.start(), row, words[0], ink, is_narrow=text.isascii())
+
+
+def _text(column: int, row: int, text: str, ink: str, *, is_narrow: bool) -> str:
+    x, y = _MARGIN + _COLUMN * column, _MARGIN + _ROW * row + _BASELINE
+    # In whatever font, it takes its columns.
+    length = f' textLength="{_COLUMN * len(text):g}"' if is_narrow and len(text) > 1 else ""
+    return f'<text x="{x:g}" y="{y}"{length}{ink}>{escape(text, quote=False)}</text>'
 
 
 def _kind(column: int, cell: Char) -> object:
