@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from processes import PATIENCE_S, DaemonProcess, command, until
@@ -36,20 +38,37 @@ TOO_LONG = "word " * 600
 BAR = "█▒░"
 
 
+class Served(NamedTuple):
+    """A home in whose ``work`` a daemon answers."""
+
+    home: Path
+    work: Workspace
+    daemon: DaemonProcess
+
+    def queue(self, count: int) -> list[str]:
+        """Prompts that all differ, as jobs that ask the same share an answer."""
+        return self.work.submit_all([PROMPTS[number % len(PROMPTS)].format(new_id()[-4:]) for number in range(count)])
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The engine stands still meanwhile, so that what is to be seen can be seen on machines of any speed."""
+        engine = self.daemon.engine_pid()
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(engine, signal.SIGCONT)
+
+
 @pytest.fixture(scope="module")
-def home(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home in whose ``work`` a daemon answers with a few dozen tokens each."""
-    folder = tmp_path_factory.mktemp("home")
+def served(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """With answers of 20 tokens at most."""
+    home = tmp_path_factory.mktemp("home")
     options = ("--predict", "20", "--temp", "0.7", "--seed", "1", "--parallel", "4", "--ctx", "512")
-    daemon = DaemonProcess(model_file, folder / "work", options, folder / "daemon.log")
+    daemon = DaemonProcess(model_file, home / "work", options, home / "daemon.log")
     daemon.wait_ready()
-    yield folder
+    yield Served(home, Workspace(home / "work"), daemon)
     daemon.kill()
-
-
-@pytest.fixture
-def work(home: Path) -> Workspace:
-    return Workspace(home / "work")
 
 
 def shell(home: Path, columns: int = 80, rows: int = 24) -> TerminalScreen:
@@ -63,10 +82,6 @@ def shell(home: Path, columns: int = 80, rows: int = 24) -> TerminalScreen:
     )
     terminal.wait_for("$")
     return terminal
-
-
-def queue(work: Workspace, count: int) -> list[str]:
-    return work.submit_all([PROMPTS[number % len(PROMPTS)].format(new_id()[-4:]) for number in range(count)])
 
 
 def bars(terminal: TerminalScreen) -> list[int]:
@@ -87,33 +102,38 @@ def frames_until(terminal: TerminalScreen, end: Callable[[], bool]) -> list[list
     return frames
 
 
+def finished(terminal: TerminalScreen) -> int:
+    """How many jobs are finished, as far as the screen says."""
+    found = re.search(r"(\d+)/\d+", terminal.text)
+    return int(found[1]) if found else 0
+
+
 @pytest.mark.parametrize("columns", [80, 120])
-def test_a_queue_is_watched_to_its_end(home: Path, work: Workspace, columns: int) -> None:
-    ids = queue(work, 29)
+def test_a_queue_is_watched_to_its_end(served: Served, columns: int) -> None:
     typed = 'flw --watch work; echo "exit $?"'
-    with shell(home, columns) as terminal:
-        terminal.send(f"{typed}\r")
-        terminal.wait_for("/29")
-        # It fails as soon as its daemon sees it.
-        too_long = work.submit(TOO_LONG)
-        terminal.wait_for("/30")
-        frames = frames_until(terminal, lambda: "exit 1" in terminal.lines())
+    with shell(served.home, columns) as terminal:
+        with served.held():
+            ids = served.queue(29)
+            terminal.send(f"{typed}\r")
+            terminal.wait_for("/29")
+            too_long = served.work.submit(TOO_LONG)
+            terminal.wait_for("/30")
+        frames = frames_until(terminal, lambda: finished(terminal) > 8)
+        with served.held():
+            frames += frames_until(terminal, lambda: " tokens/s, about " in terminal.text)
+        frames += frames_until(terminal, lambda: "exit 1" in terminal.lines())
         terminal.until(lambda: terminal.lines()[-1] == "$", "the shell's prompt")
         assert terminal.cursor_is_shown
         last = terminal.lines()
-    served = "work, served by SmolLM2-135M-Instruct.Q4_1"
     # It is drawn in one place from the first frame to the last.
-    for lines in frames[1:-1]:
-        assert lines[:2] == [f"$ {typed}", served]
+    for lines in frames[:-1]:
+        assert lines[:2] == [f"$ {typed}", "work, served by SmolLM2-135M-Instruct.Q4_1"]
         assert [row for row, line in enumerate(lines) if line.startswith(tuple(BAR))] == [2]
         assert max(map(columns_of, lines)) < columns
-    text = "\n".join("\n".join(lines) for lines in frames)
-    assert " tokens/s, about " in text
-    assert any("\u3040" <= char <= "\u9fff" for char in text)
     running = [line for lines in frames for line in lines[4:] if line.startswith(tuple(ids))]
-    assert len(running) > 30
+    assert any("\u3040" <= char <= "\u9fff" for line in running for char in line)
     # The words that the model wrote last stand at the end of their lines, and fill them.
-    assert max(map(columns_of, running)) == columns - 1
+    assert columns - 3 < max(map(columns_of, running)) < columns
     assert last[2] == f"{'█' * 58}▒▒  30/30, 1 failed"
     assert last[3].startswith("all finished in ") and last[3].endswith(" tokens/s")
     assert last[4].startswith(f"failed  {too_long}  the prompt has ")
@@ -121,41 +141,45 @@ def test_a_queue_is_watched_to_its_end(home: Path, work: Workspace, columns: int
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(30, 10), (20, 5)])
-def test_a_narrow_window_shows_what_fits(home: Path, work: Workspace, columns: int, rows: int) -> None:
-    ids = queue(work, 7)
-    with TerminalScreen([*WATCH, "work"], columns=columns, rows=rows, cwd=home, env={"HOME": str(home)}) as terminal:
-        terminal.wait_for("/7")
-        too_long = work.submit(TOO_LONG)
-        frames = frames_until(terminal, lambda: terminal.process.poll() is not None)
+def test_a_narrow_window_shows_what_fits(served: Served, columns: int, rows: int) -> None:
+    home = {"HOME": str(served.home)}
+    with TerminalScreen([*WATCH, "work"], columns=columns, rows=rows, cwd=served.home, env=home) as terminal:
+        with served.held():
+            ids = served.queue(7)
+            terminal.wait_for("/7")
+            too_long = served.work.submit(TOO_LONG)
+        # Jobs by the ends of their ids, each with some words.
+        frames = frames_until(terminal, lambda: any(f"\n{job_id[-6:]}  " in terminal.text for job_id in ids))
+        frames += frames_until(terminal, lambda: terminal.process.poll() is not None)
         assert terminal.wait_end() == 1
         last = terminal.lines()
-    text = "\n".join("\n".join(lines) for lines in frames)
-    # Jobs by the ends of their ids, each with some words.
-    assert any(f"\n{job_id[-6:]}  " in text for job_id in ids)
     assert all(max(map(columns_of, lines)) < columns for lines in frames if lines)
     assert "8/8, 1 failed" in "\n".join(last)
-    assert last[-1].startswith(f"failed  {too_long[-6:]}  the" if columns == 30 else f"{too_long[-6:]}  the")
+    assert last[-1].startswith(f"{'failed  ' if columns == 30 else ''}{too_long[-6:]}  the")
 
 
-def test_a_window_may_change_its_size_meanwhile(home: Path, work: Workspace) -> None:
-    queue(work, 16)
-    with shell(home, 100, 30) as terminal:
-        terminal.send("flw --watch work\r")
-        terminal.wait_for("/16")
-        for columns, rows in ((60, 30), (30, 12), (20, 6), (120, 40), (80, 24)):
-            terminal.resize(columns, rows)
+def test_a_window_may_change_its_size_meanwhile(served: Served) -> None:
+    with shell(served.home, 100, 30) as terminal:
+        with served.held():
+            served.queue(16)
+            terminal.send("flw --watch work\r")
+            terminal.wait_for("/16")
+        terminal.until(lambda: finished(terminal) > 0, "the first answers")
+        with served.held():
+            for columns, rows in ((60, 30), (30, 12), (20, 6), (120, 40), (80, 24)):
+                terminal.resize(columns, rows)
 
-            def fits(columns: int = columns) -> bool:
-                # A bar takes what its numbers leave of the line, up to a limit.
-                lines = [terminal.lines()[row] for row in bars(terminal)]
-                return [columns_of(line) for line in lines] == [
-                    min(columns - 1, 62 + len(line.split()[-1])) for line in lines[:1]
-                ]
+                def fits(columns: int = columns) -> bool:
+                    # A bar takes what its numbers leave of the line, up to a limit.
+                    lines = [terminal.lines()[row] for row in bars(terminal)]
+                    return [columns_of(line) for line in lines] == [
+                        min(columns - 1, 62 + len(line.split()[-1])) for line in lines[:1]
+                    ]
 
-            terminal.until(fits, f"a frame of {columns} columns and nothing else")
-            terminal.look(0.3)
-            assert fits()
-            assert max(map(columns_of, terminal.lines()[1:])) < columns
+                terminal.until(fits, f"a frame of {columns} columns and nothing else")
+                terminal.look(0.3)
+                assert fits()
+                assert max(map(columns_of, terminal.lines()[1:])) < columns
         terminal.wait_for("all finished in")
         terminal.until(lambda: terminal.lines()[-1] == "$", "the shell's prompt")
         # Nothing of earlier frames is left, neither above nor below.
@@ -342,14 +366,16 @@ def test_without_a_terminal_there_is_a_plain_line_now_and_then(workspace: Worksp
     assert re.fullmatch(rf"2 of 2 finished in \d s, 1 failed, 7 tokens(, \d tokens/s)?; failed: {second.id}\n", said)
 
 
-def test_a_log_of_real_jobs_ends_with_their_sum(work: Workspace) -> None:
-    queue(work, 6)
-    started = time.monotonic()
-    done = command("flw", "--watch", work.path)
-    lines = done.stdout.splitlines()
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r"6 of 6 finished in \d+ s, \d+ tokens, \d+ tokens/s", lines[-1])
-    assert len(lines) <= 2 + (time.monotonic() - started) / 5
+def test_a_log_of_real_jobs_ends_with_their_sum(served: Served) -> None:
+    with served.held():
+        served.queue(6)
+        process = subprocess.Popen([*WATCH, served.work.path], stdout=subprocess.PIPE, text=True)
+        assert process.stdout
+        assert process.stdout.readline() == "0 of 6 finished\n"
+    with process:
+        *_, last = process.stdout
+        assert process.wait(PATIENCE_S) == 0
+    assert re.fullmatch(r"6 of 6 finished in \d+ s, \d+ tokens(, \d+ tokens/s)?\n", last)
 
 
 def test_a_dumb_terminal_gets_plain_lines(unserved: Workspace) -> None:
