@@ -23,6 +23,7 @@ examples:
   flw -w ~/work ID            the same, once it is there
   flw -f ~/work ID            the same, as it is being written
   flw -w ~/work               wait until everything queued now is finished
+  flw --watch ~/work          watch the jobs until all are finished: how many, how fast, their last words
   flw --reasoning ~/work ID   what a model that thinks thought before it answered
   flw --receipt ~/work ID     how it was answered: tokens, settings, probabilities, in JSON
   flw --cancel ~/work ID      cancel it, if it is not done yet
@@ -282,6 +283,8 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("follow", "cancel", "reasoning", "receipt"):
             if options.id is None and getattr(options, name):
                 parser.error(f"name a job too: flw --{name} WORKSPACE ID")
+        if options.watch and options.id is not None:
+            parser.error("--watch is of a whole workspace: leave out the ID, or follow it with flw -f WORKSPACE ID")
         if options.watch:
             # Imported here: only this needs to draw.
             from nrvna.live.watch import watch

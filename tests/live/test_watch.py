@@ -422,3 +422,9 @@ def test_ten_thousand_queued_jobs_are_watched_for_little(workspace: Workspace) -
     lease.close()
     # A fiftieth of a core where nothing else runs.
     assert used / 4 < 0.1
+
+
+def test_a_single_job_is_followed_and_not_watched(unserved: Workspace) -> None:
+    done = command("flw", "--watch", unserved.path, unserved.jobs()[0].id)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--watch is of a whole workspace" in done.stderr.splitlines()[-1]
