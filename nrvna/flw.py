@@ -22,6 +22,7 @@ examples:
   flw -w ~/work ID            the same, once it is there
   flw -f ~/work ID            the same, as it is being written
   flw -w ~/work               wait until everything queued now is finished
+  flw --watch ~/work          watch the jobs until all are finished: how many, how fast, their last words
   flw --reasoning ~/work ID   what a model that thinks thought before it answered
   flw --receipt ~/work ID     how it was answered: tokens, settings, probabilities, in JSON
   flw --cancel ~/work ID      cancel it, if it is not done yet
@@ -270,6 +271,7 @@ def make_parser() -> Parser:
     parser.add_argument("--reasoning", action="store_true", help="print the thought that led to the answer")
     parser.add_argument("--receipt", action="store_true", help="print how the job was answered, in JSON")
     parser.add_argument("--cancel", action="store_true", help="see to it that the job is not answered")
+    parser.add_argument("--watch", action="store_true", help="watch the jobs until all are finished")
     parser.add_argument("-a", "--all", action="store_true", help=f"list every job, not only the newest {_SHOWN}")
     return parser
 
@@ -284,7 +286,14 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("follow", "cancel", "reasoning", "receipt"):
             if options.id is None and getattr(options, name):
                 parser.error(f"name a job too: flw --{name} WORKSPACE ID")
-        if options.cancel:
+        if options.watch and options.id is not None:
+            parser.error("--watch is of a whole workspace: leave out the ID, or follow it with flw -f WORKSPACE ID")
+        if options.watch:
+            # Imported here: only this needs to draw.
+            from nrvna.live.watch import watch
+
+            code = watch(workspace)
+        elif options.cancel:
             code = cancel(workspace, options.id)
         elif options.reasoning or options.receipt:
             code = show_beside(workspace, options.id, reasoning=options.reasoning)

@@ -83,6 +83,12 @@ def parse(data: bytes) -> Progress:
     return Progress(str(key), seed, tuple(tokens), "".join(texts), head, tuple(ends), tuple(draws))
 
 
+def pieces(data: bytes) -> tuple[int, str]:
+    """How many tokens whole lines from anywhere in such a file hold, and the text they added. Never raises."""
+    entries = [entry for line in data.split(b"\n") if (entry := _entry(line))]
+    return sum(token is not None for token, _, _ in entries), "".join(text for _, text, _ in entries)
+
+
 def _entry(line: bytes) -> tuple[int | None, str, int] | None:
     """A line's token, text and draws; None if it is no such line."""
     entry = _load(line)
