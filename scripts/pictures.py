@@ -22,7 +22,7 @@ from processes import DaemonProcess  # noqa: E402
 from terminal_picture import picture  # noqa: E402
 from terminal_screen import TerminalScreen  # noqa: E402
 
-from nrvna.order import Order
+from nrvna.order import Order  # noqa: E402
 from nrvna.workspace import Workspace  # noqa: E402
 
 FOLDER = ROOT / "docs" / "pictures"
