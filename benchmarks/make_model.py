@@ -44,10 +44,10 @@ _UNUSED = 5
 # More than any vocabulary in use takes in a file.
 _VOCABULARY_BYTES = 20_000_000
 _BIAS_DEVIATION = 0.02
-# A mean over values and a gate leave about half of what goes in: so much more makes up for it.
-_BRANCH_GAIN = 2.0
-# The logits' standard deviation: with it a few tokens are as likely as all others together, as with real models.
-_LOGIT_DEVIATION = 4.0
+# How much larger than its input a matrix makes its output. Queries and keys: attention that picks a few tokens, for
+# one that takes the mean of all makes all positions alike, and the answer one token over and over. After the gate of
+# the feed-forward part: it leaves half of what goes in. Logits: a few tokens are as likely as all others together.
+_GAINS = {"attn_q": 2.0, "attn_k": 2.0, "ffn_down": 2.0, "token_embd": 4.0, "output": 4.0}
 # For vocabularies that come without one: Zephyr's and TinyLlama's.
 _TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
@@ -96,7 +96,7 @@ class Recipe:
         }
 
     def tensors(self) -> dict[str, NDArray[Any] | Streamed]:
-        """Norms that change nothing, small biases, and matrices whose products are as large as what they are given.
+        """Norms that change nothing, small biases, and matrices whose products are about as large as what goes in.
 
         So each layer adds vectors of order 1 to those that pass through, which neither vanish nor overflow.
         """
@@ -116,10 +116,7 @@ class Recipe:
 
 
 def _deviation(matrix: Matrix) -> float:
-    gain = _LOGIT_DEVIATION if matrix.layer is None else 1.0
-    if matrix.name.endswith(("attn_output", "ffn_down")):
-        gain = _BRANCH_GAIN
-    return gain / math.sqrt(matrix.columns)
+    return _GAINS.get(matrix.name.rpartition(".")[2], 1.0) / math.sqrt(matrix.columns)
 
 
 def tokenizer(vocabulary: Path, tokens: int) -> dict[str, Any]:

@@ -91,6 +91,11 @@ def test_the_logits_depend_on_the_tokens_before(tiny: Path) -> None:
         assert np.abs(row - other).mean() > 0.1
 
 
+def test_the_answer_is_not_one_token_over_and_over(known: Path) -> None:
+    tokens, _ = greedy(known, 24)
+    assert len(set(tokens)) > 12
+
+
 def test_the_check_says_that_it_works_and_that_its_weights_are_random(tiny: Path) -> None:
     done = command("daemon", "--check", str(tiny))
     assert done.returncode == 0
