@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 # For `python benchmarks/make_model.py`, which looks beside this file alone.
-sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "scripts")]
+sys.path.insert(1, str(Path(__file__).parents[1]))
+sys.path.insert(2, str(Path(__file__).parents[1] / "scripts"))
 
 import fetch_model
 import numpy as np
