@@ -65,6 +65,8 @@ class Runner:
         self._load(path, repack=True)
         if advice := recommendation(self.model, config.sampling):
             log.info("the model's authors recommend %s", advice)
+        if self.model.metadata.get("nrvna.random_weights") == "true":
+            log.warning("the model's weights are random: its answers are noise, good for measuring throughput alone")
         self._pool = ThreadPoolExecutor(self.shape.threads, thread_name_prefix="sample")
 
     @property

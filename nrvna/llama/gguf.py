@@ -32,16 +32,19 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """``metadata`` holds text, numbers and flags; of arrays the key alone, with None."""
+    """``metadata`` holds text, numbers and flags; of arrays the key alone, with None, where nobody asked for them."""
 
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
 
 
-def read_header(path: Path) -> Header:
-    """Raises OSError if the file cannot be read and HeaderError if it is no GGUF file of today's versions."""
+def read_header(path: Path, *, arrays: bool = False) -> Header:
+    """``arrays`` keeps them in the metadata, as lists: a vocabulary's take tens of megabytes.
+
+    Raises OSError if the file cannot be read and HeaderError if it is no GGUF file of today's versions.
+    """
     with path.open("rb") as file:
-        reader = _Reader(file, path.stat().st_size)
+        reader = _Reader(file, path.stat().st_size, arrays)
         if reader.take(len(MAGIC)) != MAGIC:
             raise HeaderError("it does not begin with GGUF")
         version = reader.number("I")
@@ -54,9 +57,10 @@ def read_header(path: Path) -> Header:
 
 
 class _Reader:
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int, keeps_arrays: bool) -> None:
         self._file = file
         self._size = size
+        self._keeps_arrays = keeps_arrays
 
     def take(self, count: int) -> bytes:
         self._within(count)
@@ -78,20 +82,29 @@ class _Reader:
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
-            return self._skip_array()
+            return self._array()
         if kind not in _SCALARS:
             raise HeaderError(f"it has a value of the unknown type {kind}")
         return self.number(_SCALARS[kind])
 
-    def _skip_array(self) -> None:
+    def _array(self) -> list[Any] | None:
         kind, count = self.number("I"), self.number("Q")
+        if kind != _STRING and kind not in _SCALARS:
+            raise HeaderError(f"it has an array of the unknown type {kind}")
+        if self._keeps_arrays:
+            return self._kept(kind, count)
         if kind == _STRING:
             for _ in range(count):
                 self._skip(self.number("Q"))
-        elif kind in _SCALARS:
-            self._skip(count * struct.calcsize(_SCALARS[kind]))
         else:
-            raise HeaderError(f"it has an array of the unknown type {kind}")
+            self._skip(count * struct.calcsize(_SCALARS[kind]))
+        return None
+
+    def _kept(self, kind: int, count: int) -> list[Any]:
+        if kind == _STRING:
+            return [self.string() for _ in range(count)]
+        data = self.take(count * struct.calcsize(_SCALARS[kind]))
+        return list(struct.unpack(f"<{count}{_SCALARS[kind]}", data))
 
     def tensor(self) -> tuple[str, Tensor]:
         name, dimensions = self.string(), self.number("I")

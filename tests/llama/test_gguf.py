@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_writer import write_gguf
+from gguf_writer import Streamed, write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nrvna.llama.gguf import HeaderError, Tensor, read_header
+from nrvna.llama.gguf import Header, HeaderError, Tensor, read_header
 
 METADATA = {"text": "ä", "number": 7, "fraction": 0.5, "flag": True, "words": ["a", "bc"], "numbers": [1, 2, 3]}
 TENSORS: dict[str, NDArray[Any]] = {"wide": np.zeros((2, 3), np.float32), "half": np.ones(5, np.float16)}
@@ -30,6 +30,30 @@ def test_what_was_written_is_read_back_arrays_by_their_names_alone(whole: Path) 
     header = read_header(whole)
     assert header.metadata == METADATA | {"words": None, "numbers": None}
     assert header.tensors == {"wide": Tensor((3, 2), 0), "half": Tensor((5,), 1)}
+
+
+def test_arrays_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "arrays.gguf"
+    metadata = METADATA | {"fractions": [0.5, -2.0]}
+    write_gguf(path, metadata, TENSORS)
+    assert read_header(path, arrays=True) == Header(metadata, read_header(path).tensors)
+
+
+def test_a_tensor_written_piece_by_piece_is_the_same_as_one_written_whole(whole: Path, tmp_path: Path) -> None:
+    def streamed(name: str, number: int) -> Streamed:
+        array = TENSORS[name]
+        data = np.frombuffer(array.tobytes(), np.uint8)
+        return Streamed(array.shape, number, array.nbytes, [data[:5], data[5:]])
+
+    path = tmp_path / "pieces.gguf"
+    write_gguf(path, METADATA, {"wide": streamed("wide", 0), "half": streamed("half", 1)})
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_tensor_of_other_size_than_it_said_is_an_error(tmp_path: Path) -> None:
+    short = Streamed((4,), 0, 16, [np.zeros(12, np.uint8)])
+    with pytest.raises(ValueError, match="the tensor a was to have 16 bytes and has 12"):
+        write_gguf(tmp_path / "short.gguf", {}, {"a": short})
 
 
 def test_a_real_models_head_is_read(model_file: Path) -> None:
@@ -77,9 +101,10 @@ def test_damage_is_an_error_or_is_not_seen(whole: Path, changes: list[tuple[int,
         data[place % len(data)] = value
     path = whole.with_name("damaged.gguf")
     path.write_bytes(data)
-    try:
-        header = read_header(path)
-    except HeaderError as error:
-        assert str(error).isprintable()
-    else:
-        assert len(header.tensors) <= 2
+    for arrays in (False, True):
+        try:
+            header = read_header(path, arrays=arrays)
+        except HeaderError as error:
+            assert str(error).isprintable()
+        else:
+            assert len(header.tensors) <= 2
