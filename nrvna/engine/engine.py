@@ -393,6 +393,7 @@ class Engine:
             model=self._model,
             template=work.notes.get("template"),
             llama_cpp=self._runner.build.commit,
+            kv_type=self._runner.kv_type,
             nrvna=__version__,
             same_as=None if request is first else first.id,
             reproducible=self._runner.is_reproducible,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,17 @@ from numpy.typing import NDArray
 from nrvna.config import Config, Sampling
 from nrvna.engine.chain import is_replayable, links_for, recommendation
 from nrvna.engine.embedder import Embedder
-from nrvna.engine.layout import BATCH_TOKENS, CELLS_STEP, Layout, best_layout, streams, unified
+from nrvna.engine.layout import (
+    BATCH_TOKENS,
+    CELLS_STEP,
+    GPU_BATCH_TOKENS,
+    GPU_MICRO_BATCH,
+    Layout,
+    best_layout,
+    streams,
+    unified,
+    without_flash,
+)
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.protocol import Ready
 from nrvna.engine.reproducible import Findings, examine
@@ -33,6 +44,8 @@ log = logging.getLogger("nrvna.engine")
 
 # Where so many tokens are drawn from so many logits, threads gain more than they cost.
 _PARALLEL_LOGITS = 200_000
+# What the setting wants of llama.cpp; None leaves it to the layout.
+_FLASH_ATTENTION = {"auto": None, "on": True, "off": False}
 
 
 class Sampled(NamedTuple):
@@ -60,7 +73,8 @@ class Runner:
         self._config = config
         self._progress = progress
         self._samplers: dict[Sequence, Sampler] = {}
-        self.batch_tokens = config.batch_tokens or BATCH_TOKENS
+        self.batch_tokens = config.batch_tokens or (GPU_BATCH_TOKENS if self.on_gpu else BATCH_TOKENS)
+        self._micro_batch = GPU_MICRO_BATCH if self.on_gpu else self.batch_tokens
         self._batch = Batch(self.batch_tokens)
         self._load(path, repack=True)
         if advice := recommendation(self.model, config.sampling):
@@ -80,13 +94,24 @@ class Runner:
         return self.findings.again if self.findings else None
 
     @property
+    def kv_type(self) -> str:
+        """What keys and values are kept in."""
+        return self._config.kv_type
+
+    @property
     def origin(self) -> dict[str, Any]:
         """What an answer depends on beside model, prompt and sampling: who computes it, and how."""
         build = self.build
         # The module's name carries a digest of nrvna's own C.
         made = (build.commit, build.backend, build.cpu, build.compiler, build.options, build.module.name)
         adapters = {name: [*file_facts(adapter.path)] for name, adapter in self.adapters.items()}
-        return {"llama": made, "reproducible": bool(self._config.reproducible), "adapters": adapters}
+        config = self._config
+        origin: dict[str, Any] = {"llama": made, "kv": config.kv_type, "adapters": adapters}
+        origin["reproducible"] = bool(config.reproducible)
+        if config.reproducible:
+            # These change the last bits alone, of which nothing else is promised.
+            origin["attention"] = (config.flash_attention, config.micro_batch)
+        return origin
 
     def _load(self, path: Path, *, repack: bool) -> None:
         self.model = Model(path, gpu_layers=self._config.gpu_layers, repack=repack, progress=self._progress)
@@ -103,7 +128,7 @@ class Runner:
     def _warm_up(self) -> bool:
         """Compute a token, which reads the weights into memory; whether nrvna's own attention was in it."""
         before = self._library.tiled_attentions
-        with Context(self.model, n_ctx=CELLS_STEP) as context:
+        with self._new_context(n_ctx=CELLS_STEP, n_outputs_max=1) as context:
             self._batch.clear()
             self._batch.add([0], position=0)
             context.decode(self._batch)
@@ -115,7 +140,8 @@ class Runner:
             shape = choose_shape(model, model.size_bytes, config)
             log.info("%d jobs at a time, as asked for; %s", shape.parallel, _room(shape))
             return shape
-        speeds = measure_speeds(model, config.threads or choose_shape(model, model.size_bytes, config).threads)
+        threads = choose_shape(model, model.size_bytes, config).threads
+        speeds = measure_speeds(partial(self._new_context, threads=threads))
         best = best_parallel(speeds)
         shape = choose_shape(model, model.size_bytes, config, best)
         measured = ", ".join(f"{count}: {speed:.0f}" for count, speed in speeds.items())
@@ -125,16 +151,28 @@ class Runner:
 
     def layout_for(self, sequences: Rows[Sequence]) -> Layout:
         """What suits the sequences in sight, the next ones to run first."""
-        shape = self.shape
-        if self._config.reproducible:
+        shape, config = self.shape, self._config
+        wish = _FLASH_ATTENTION[config.flash_attention]
+        # What is not f16 is read by flash attention alone.
+        may_be_plain = wish is None and config.kv_type == "f16"
+        if config.reproducible:
             # Where nothing can stand in for ggml's flash attention, the plain one computes each row by itself.
-            return streams(
-                shape.parallel, shape.cells, flash_attention=None if self._library.can_compute_rows_alone else False
-            )
-        if self.on_gpu or self.has_tiled_attention:
+            is_plain = may_be_plain and not self._library.can_compute_rows_alone
+            layout = streams(shape.parallel, shape.cells, flash_attention=False if is_plain else None)
+        elif self.on_gpu or self.has_tiled_attention:
             # The tiles pass over cells of other sequences. On GPUs nothing else was measured.
-            return unified(shape.parallel, shape.cells)
-        return best_layout(sequences, parallel=shape.parallel, cells=shape.cells, context=shape.context)
+            layout = unified(shape.parallel, shape.cells)
+        else:
+            layout = best_layout(
+                sequences,
+                parallel=shape.parallel,
+                cells=shape.cells,
+                context=shape.context,
+                may_be_plain=may_be_plain,
+            )
+        if wish is not None:
+            layout = replace(layout, flash_attention=True) if wish else without_flash(layout)
+        return layout
 
     def use(self, layout: Layout) -> None:
         """Begin with an empty KV cache of that layout. Raises ContextError; it is then empty and as before."""
@@ -147,12 +185,14 @@ class Runner:
             raise
 
     def _open(self, layout: Layout) -> Context:
-        context = Context(
-            self.model,
+        self.micro_batch = min(self._config.micro_batch or layout.micro_batch or self._micro_batch, self.batch_tokens)
+        context = self._new_context(
             n_ctx=layout.cells,
             n_seq_max=layout.slots,
             n_batch=self.batch_tokens,
-            n_ubatch=min(layout.micro_batch or self.batch_tokens, self.batch_tokens),
+            n_ubatch=self.micro_batch,
+            # One for each that runs: buffers for an output of every token would be large.
+            n_outputs_max=layout.slots,
             threads=self.shape.threads,
             flash_attention=layout.flash_attention,
             kv_unified=layout.unified,
@@ -161,6 +201,14 @@ class Runner:
         self.layout = layout
         self._adapter: str | None = None
         return context
+
+    def _new_context(self, **sizes: Any) -> Context:
+        """A context as the settings want it. Raises ContextError."""
+        config = self._config
+        return Context(
+            self.model,
+            **{"flash_attention": _FLASH_ATTENTION[config.flash_attention], "kv_type": config.kv_type, **sizes},
+        )
 
     def _examine(self, path: Path, repack: bool) -> None:
         log.info("checking that this model's answers are the same whatever runs beside them")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nrvna.config import Config
@@ -58,7 +58,7 @@ def choose_shape(model: Model, weights: int, config: Config, parallel: int = AUT
     if config.ctx > trained:
         log.warning("a context of %d tokens is more than the %d that the model was trained for", config.ctx, trained)
     threads = config.threads or physical_cores()
-    cell = max(1, model.kv_cache_bytes(1))
+    cell = max(1, model.kv_cache_bytes(1, config.kv_type))
     room = max(0, int(available_memory() * _MEMORY_SHARE) - weights) // cell
     if config.reproducible:
         parallel = config.parallel or max(1, min(parallel, room // context))
@@ -73,11 +73,14 @@ def choose_shape(model: Model, weights: int, config: Config, parallel: int = AUT
     return Shape(wanted, context, cells, threads, cells * cell)
 
 
-def measure_speeds(model: Model, threads: int) -> dict[int, float]:
-    """Tokens per second when 1, 2, 4, … sequences are decoded together, as far as it takes no longer than seconds."""
+def measure_speeds(open_context: Callable[..., Context]) -> dict[int, float]:
+    """Tokens per second when 1, 2, 4, … sequences are decoded together, as far as it takes no longer than seconds.
+
+    ``open_context`` makes a context of the sizes that it is given.
+    """
     most = _TRIED[-1]
     try:
-        context = Context(model, n_ctx=most * _CELLS_EACH, n_seq_max=most, threads=threads, kv_unified=True)
+        context = open_context(n_ctx=most * _CELLS_EACH, n_seq_max=most, kv_unified=True, n_outputs_max=most)
     except ContextError as error:
         log.warning("no calibration: %s", error)
         return {}
