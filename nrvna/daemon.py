@@ -15,7 +15,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,11 @@ from nrvna.errors import (
     NrvnaError,
     SettingError,
     WorkspaceError,
+    speaks_of_memory,
 )
 from nrvna.job import JobState, Receipt
 from nrvna.lease import Claim, Lease, recover
+from nrvna.limits import Limits
 from nrvna.progress import first_line, token_line
 from nrvna.service import Signals, Starter, log_to, notify
 from nrvna.startpage import start_page
@@ -106,6 +108,10 @@ class Daemon:
         self._tell_loading_at = 0.0
         self._heard_at = 0.0
         self._hung = False
+        # What the engine takes memory for, the most that the next one may, and whether it is reading a prompt.
+        self._tried: Limits | None = None
+        self._limits: Limits | None = None
+        self._reads = False
         self._restart_at: float | None = None
         self._restart_delay = 1.0
         self._tend_at = 0.0
@@ -396,8 +402,10 @@ class Daemon:
                     self._fresh.setdefault(job_id, []).append(token_line(token, text, draws))
             case {"reads": job_id} if job_id in self._claims:
                 self._at_work.add(job_id)
+                self._reads = True
             case {"waits": job_id}:
                 self._at_work.discard(job_id)
+                self._reads = False
             case {"joins": job_id, "text": text}:
                 if claim := self._claims.get(job_id):
                     self._joined.add(job_id)
@@ -419,6 +427,7 @@ class Daemon:
                     else:
                         self._file_failure(claim, receipt.error, receipt._replace(attempts=claim.begun + 1), beside)
             case {"refused": job_id, "reason": reason}:
+                self._reads = False
                 if claim := self._claims.get(job_id):
                     self._fail(claim, reason)
             case {"loading": fraction}:
@@ -428,6 +437,12 @@ class Daemon:
                 if time.monotonic() >= self._say_loading_at:
                     self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
                     log.info("loading the model: %d %%", 100 * fraction)
+            case {"tries": limits}:
+                self._tried = Limits.from_dict(limits)
+                if self._ready:
+                    # It goes on with fewer jobs at a time.
+                    self._ready = replace(self._ready, parallel=self._tried.parallel)
+                    self._is_announced = False
             case {"ready": about}:
                 self._be_ready(Ready(**about))
             case {"fatal": reason}:
@@ -437,6 +452,9 @@ class Daemon:
 
     def _be_ready(self, about: Ready) -> None:
         self._ready = about
+        if self.engine:
+            # What was short while it loaded is not what it dies of later.
+            self.engine.forget_words()
         is_first, self._was_ready = not self._was_ready, True
         self._is_announced = False
         self._restart_delay = 1.0
@@ -470,16 +488,20 @@ class Daemon:
         end = engine.wait()
         if self._hung:
             end, self._hung = f"no progress for {self._config.stall} s", False
-        if not self._was_ready:
+        smaller = self._after_want_of_memory(engine.last_words)
+        if not self._was_ready and not smaller:
             raise EngineError(f"the engine ended with {end} before it had loaded {self._path}; its log is above")
-        if was_serving:
+        if smaller:
+            log.warning("the engine ended with %s for want of memory: starting another with %s", end, smaller)
+        elif was_serving:
             log.error("the engine ended with %s, at work on %d jobs; starting another", end, len(self._at_work))
         elif "engine" not in self._troubles:
             self._complain("engine", f"the engine ended with {end} while it loaded the model; trying again")
         self._keep_progress()
         self._unstarted.clear()
         crashed = [claim for claim in self._claims.values() if claim.id in self._at_work]
-        for claim in crashed:
+        # It was too much for the machine, not a job that is to blame.
+        for claim in () if smaller else crashed:
             if claim.crashes + 1 < MAX_CRASHES:
                 self._give_back_crashed(claim)
             else:
@@ -489,6 +511,16 @@ class Daemon:
             self._give_back(list(self._claims.values()))
         self._restart_later()
 
+    def _after_want_of_memory(self, last_words: str) -> Limits | None:
+        """What the next engine may take, if this one died for want of memory and there is something less to take."""
+        reads, self._reads = self._reads, False
+        # What reading a prompt takes is that job's own matter.
+        if reads or not self._tried or not speaks_of_memory(last_words):
+            return None
+        if smaller := self._tried.smaller(self._config.ctx):
+            self._limits = smaller
+        return smaller
+
     def _restart_later(self) -> None:
         self._restart_at = time.monotonic() + self._restart_delay
         self._restart_delay = min(2 * self._restart_delay, _MAX_RESTART_DELAY_S)
@@ -497,7 +529,7 @@ class Daemon:
         self._restart_at = None
         self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
         try:
-            self.engine = EngineProcess(self._path, self._model, self._config)
+            self.engine = EngineProcess(self._path, self._model, self._config, self._limits)
         except OSError as error:
             self._complain("engine", f"the engine cannot start: {error}")
             self._restart_later()

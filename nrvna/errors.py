@@ -13,6 +13,9 @@ _NO_MEMORY = (
     "insufficient memory",
     "bad_alloc",
     "memoryerror",
+    # ggml, where it does not look; Python, of a thread's stack.
+    "mem_buffer != null",
+    "can't start new thread",
 )
 
 

@@ -35,6 +35,7 @@ ALLOWED = {
     "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "errors"},
     "service": {"config"},
     "logs": {"config", "job"},
+    "limits": set(),
     "startpage": {"config", "engine", "terminal", "workspace"},
     "control": {"config", "files", "terminal", "workspace", "errors"},
     "tune": {"config", "engine", "terminal", "errors"},
@@ -44,13 +45,13 @@ ALLOWED = {
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
     "daemon": {
         *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
-        *("engine", "terminal", "arguments", "control", "tune"),
+        *("engine", "terminal", "arguments", "control", "tune", "limits"),
     },
     "tools": {"wrk", "flw", "daemon"},
     "manual": {"tools", "arguments", "config"},
     "completion": {"completion", "tools", "arguments", "config"},
     "llama": {"llama", "errors"},
-    "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "errors"},
+    "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "limits", "errors"},
 }
 # The engine's side of the pipe, of which the daemon loads the part that needs no model.
 DAEMON_MAY_LOAD = {"nrvna.engine.process", "nrvna.engine.protocol"}
@@ -150,13 +151,15 @@ def names_imported_by(path: Path, module: str) -> set[str]:
 def test_only_the_runner_touches_the_model_of_the_engine() -> None:
     users = {path.name for path in (PACKAGE / "engine").glob("*.py") if "nrvna.llama" in imports_of(path)}
     # prompt.py and renderer.py tokenise, chain.py says what a sampler is made of, check.py looks at a model without
-    # running it, two try it out before it serves, embedder.py and encoder.py run it for jobs that want no text.
+    # running it, fitting.py how much of it fits, two try it out before it serves, embedder.py and encoder.py run it
+    # for jobs that want no text.
     assert users == {
         "runner.py",
         "prompt.py",
         "renderer.py",
         "chain.py",
         "check.py",
+        "fitting.py",
         "shape.py",
         "reproducible.py",
         "embedder.py",

@@ -8,7 +8,7 @@ from nrvna.config import Config
 from nrvna.engine.chain import recommendation
 from nrvna.engine.machine import available_memory
 from nrvna.engine.prompt import PromptEncoder
-from nrvna.engine.shape import choose_shape
+from nrvna.engine.shape import MEMORY_SHARE, choose_shape
 from nrvna.errors import NrvnaError, TemplateError
 from nrvna.llama import Model, load_library
 
@@ -45,10 +45,11 @@ def _judge(model: Model, path: Path, config: Config) -> tuple[dict[str, str], st
     library = load_library()
     with model:
         weights = path.stat().st_size
-        shape = choose_shape(model, weights, config)
-        needed = weights + shape.kv_bytes + _OVERHEAD_BYTES
         gpus = [device for device in library.devices() if device.is_gpu] if config.gpu_layers else []
         there = sum(gpu.memory_free for gpu in gpus) or available_memory()
+        cell = max(1, model.kv_cache_bytes(1, config.kv_type))
+        shape = choose_shape(model, max(0, int(there * MEMORY_SHARE) - weights) // cell, config)
+        needed = weights + shape.kv_bytes + _OVERHEAD_BYTES
         rows = {
             "file": f"{path} ({_size(weights)})",
             "format": "GGUF",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from nrvna.engine.machine import physical_cores
 from nrvna.engine.protocol import Ready
 from nrvna.engine.runner import device_of, has_gpu
 from nrvna.engine.vectors import AT_ONCE
+from nrvna.errors import ModelMemoryError
 from nrvna.llama import Model, load_library
+
+log = logging.getLogger("nrvna.engine")
 
 
 class Encoder:
@@ -21,7 +25,16 @@ class Encoder:
         library = load_library(Path(config.llama_dir) if config.llama_dir else None)
         self._library = library
         self.build = library.build
-        self.model = Model(path, gpu_layers=config.gpu_layers, progress=progress)
+        wish = config.gpu_layers if has_gpu(library) else 0
+        try:
+            self.model = Model(path, gpu_layers=wish, progress=progress)
+        except ModelMemoryError as error:
+            if not wish:
+                raise
+            log.warning("not enough memory on the GPU: the CPU computes (%s)", error)
+            wish = 0
+            self.model = Model(path, gpu_layers=0, progress=progress)
+        self._on_gpu = wish > 0
         self._config = config
         self._threads = config.threads or physical_cores()
 
@@ -37,6 +50,6 @@ class Encoder:
             parallel=self._config.parallel or AT_ONCE,
             context=self._config.ctx or model.n_ctx_train,
             threads=self._threads,
-            device=device_of(self._library, on_gpu=has_gpu(self._library) and self._config.gpu_layers > 0),
+            device=device_of(self._library, on_gpu=self._on_gpu),
             writes=False,
         )

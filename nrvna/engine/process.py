@@ -14,6 +14,7 @@ from typing import Any
 from nrvna import logs
 from nrvna.config import Config, engine_environment
 from nrvna.engine.protocol import Unpacker, pack
+from nrvna.limits import Limits
 
 # -P: modules of the user's current folder are not the engine's.
 COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "nrvna.engine")
@@ -30,7 +31,7 @@ class EngineProcess:
     What it logs goes on to this process's standard error. Raises OSError if it cannot be started.
     """
 
-    def __init__(self, path: Path, model: dict[str, Any], config: Config) -> None:
+    def __init__(self, path: Path, model: dict[str, Any], config: Config, limits: Limits | None = None) -> None:
         self._process = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE,
@@ -48,7 +49,8 @@ class EngineProcess:
         self._half_line = b""
         self._outbox = bytearray()
         self._tail = b""
-        self.send({"path": str(path), "model": model, "config": config.to_dict()})
+        most = limits.to_dict() if limits else None
+        self.send({"path": str(path), "model": model, "config": config.to_dict(), "limits": most})
 
     @property
     def has_unsent(self) -> bool:
@@ -61,6 +63,11 @@ class EngineProcess:
         lines = self._tail.decode("utf-8", "replace").splitlines()
         said = map(logs.message_of, lines) if self._logs_json else lines
         return "\n".join(list(said)[-_TAIL_LINES:])
+
+    def forget_words(self) -> None:
+        """Let :attr:`last_words` begin with what it logs from now on."""
+        self.pass_on_log()
+        self._tail = b""
 
     def send(self, message: dict[str, Any]) -> None:
         """Tell it something, now or with the next :meth:`flush`."""
