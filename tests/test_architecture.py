@@ -14,6 +14,8 @@ PACKAGE = ROOT / "nrvna"
 
 # Room by room, what each may import of nrvna. "nrvna" itself holds the version.
 ALLOWED = {
+    # Loads them when they are asked for.
+    "__init__": {"client", "handle", "request", "job", "errors"},
     "errors": set(),
     "config": {"errors"},
     "job": {"errors"},
@@ -30,6 +32,12 @@ ALLOWED = {
     "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "errors"},
     "service": {"config"},
     "grammar": {"grammar", "errors"},
+    # From Python: what is asked, how it is waited for, jobs, and the workspace.
+    "request": {"handle", "order", "task", "config", "grammar", "errors"},
+    "watch": {"workspace", "awaiting", "job", "files", "errors"},
+    "awaiting": {"watch", "workspace"},
+    "handle": {"watch", "lease", "job", "task", "files", "errors"},
+    "client": {"handle", "request", "watch", "workspace", "job", "order", "errors"},
     "wrk": {"workspace", "job", "order", "ask", "terminal", "errors"},
     "flw": {"workspace", "lease", "job", "terminal", "config", "errors"},
     "daemon": {"workspace", "lease", "progress", "service", "job", "task", "config", "errors", "engine"},
