@@ -34,10 +34,10 @@ _SHARE = 0.05
 _MTIME_TICK_NS = 50_000_000
 # Looking for a job takes as long as listing so many; so few are looked for in any case.
 _LISTED_MEANWHILE, _FEW = 16, 16
-
+_WARN_AFTER_S = 2.0
 
 log = logging.getLogger("nrvna")
-_WARN_AFTER_S = 2.0
+# The workspaces of which it was said that no daemon serves them.
 _warned: set[str] = set()
 
 
@@ -57,6 +57,10 @@ class View:
         self.folder = folder
         self._confirmed_ns: tuple[int, int] | None = None
         self._waiting: dict[asyncio.AbstractEventLoop, Waiting] = {}
+
+    def __reduce__(self) -> tuple[type[View], tuple[Workspace]]:
+        # Event loops stay in their process.
+        return View, (self.folder,)
 
     def confirm(self) -> None:
         """Wait until the results that are seen now survive a crash of the machine, if that is not certain already.

@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -14,7 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+import venv
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,8 @@ from nrvna import (
 from nrvna.config import Sampling
 from nrvna.lease import Lease
 from nrvna.workspace import Workspace as Folder
+
+ROOT = Path(__file__).parents[1]
 
 StartDaemon = Callable[..., DaemonProcess]
 
@@ -225,7 +230,7 @@ def test_a_stop_that_looks_like_a_list_is_a_text(work: Workspace) -> None:
 
 def test_a_conversation_goes_on(answered: Workspace) -> None:
     plain = answered.submit("Go on.", system="You are a pirate.")
-    earlier = [("user", "Hi"), {"role": "assistant", "content": "Ahoy"}]
+    earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy"}]
     told = answered.submit("Go on.", system="You are a pirate.", messages=earlier)
     counts = [job.receipt(timeout=60).prompt_tokens or 0 for job in (plain, told)]
     assert counts[1] > counts[0] + 8
@@ -697,6 +702,15 @@ def test_a_job_is_known_by_its_id(work: Workspace) -> None:
         work.job("../elsewhere")
 
 
+def test_a_job_goes_to_another_process_and_back(work: Workspace, lease: Lease) -> None:
+    job = work.submit("x")
+    finish(lease)
+    assert asyncio.run(awaited(job)) == "done"
+    assert pickle.loads(pickle.dumps([job, work]))[0] == job
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(job.result).result() == "done"
+
+
 # Event loops.
 
 
@@ -902,3 +916,63 @@ def test_a_program_that_does_not_await_loads_no_asyncio() -> None:
     code = "import sys; from nrvna import Workspace; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"asyncio", "numpy", "cffi", "nrvna.llama", "nrvna.engine"} & set(loaded)
+
+
+# A program as its author's type checker sees it: each wrong line is marked, and a mark too many is an error as well.
+PROGRAM = """
+import asyncio
+from nrvna import Finished, Job, JobFailedError, JobState, Options, Ranked, Receipt, Request, Workspace
+from nrvna import Wrokspace  # type: ignore[attr-defined]
+
+work = Workspace("~/work", create=True)
+job: Job = work.submit("x", temp=0, max_tokens=8, stop=["a"], choices=("yes", "no"), after=["id"], seed=None)
+text: str = job.result(timeout=1.5)
+state: JobState = job.state
+failed: JobFailedError | None = job.exception()
+vector: list[float] = job.vector()
+ranking: list[Ranked] = job.ranking()
+receipt: Receipt = job.receipt()
+parts: list[Job] = work.submit_all((f"{number}" for number in range(3)), tags=["x"])
+own: list[Request] = [{"prompt": "x", "seed": number} for number in range(3)]
+work.submit_all(own, after=parts)
+shared: Options = {"temp": 0.5, "schema": {"type": "object"}}
+finished: Finished = work.wait(work.submit_all(["x"], **shared), timeout=1, return_when="FIRST_COMPLETED")
+first: set[Job] = finished.done
+texts: list[str] = [each for each in work.map(["a"])] + [each.result() for each in work.as_completed(parts)]
+
+
+async def main() -> None:
+    one: str = await job
+    several: list[str] = await asyncio.gather(*parts)
+    queued: Job = await asyncio.to_thread(work.submit, "x")
+    async for each in work.as_completed(parts):
+        print(each.id, one, several, queued)
+
+
+work.submit(5)  # type: ignore[arg-type]
+work.submit("x", tempp=1)  # type: ignore[call-arg]
+work.submit("x", temp="hot")  # type: ignore[arg-type]
+work.submit_all([{"temp": 1}])  # type: ignore[list-item]
+work.wait(parts, return_when="SOON")  # type: ignore[arg-type]
+job.resutl()  # type: ignore[attr-defined]
+"""
+
+
+def test_type_checkers_know_the_package_from_outside(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv")
+    [packages] = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (packages / "nrvna.pth").write_text(str(ROOT))
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [
+        "-m",
+        "mypy",
+        "--strict",
+        "--python-executable",
+        str(tmp_path / "venv" / "bin" / "python"),
+        "program.py",
+    ]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "Success: no issues found in 1 source file\n", done.stdout + done.stderr
