@@ -68,11 +68,13 @@ class Workspace:
         """
         if isinstance(prompts, str | Mapping):
             raise SettingError(f"prompts is one, {shown(prompts)}, but must be several: submit() takes one")
-        shared = self._order(options)
+        # What can be iterated over once is asked of every one of them.
+        asked = {name: list(value) if isinstance(value, Iterator) else value for name, value in options.items()}
+        shared = self._order(asked)
         orders = []
         for number, each in enumerate(prompts, 1):
             try:
-                orders.append(self._one_of_many(each, shared, options))
+                orders.append(self._one_of_many(each, shared, asked))
             except (SettingError, JobError, JobNotFoundError) as error:
                 raise type(error)(f"prompt {number}: {error}") from None
         return self._queue(orders)
@@ -128,12 +130,12 @@ class Workspace:
         if return_when not in _WAITED_FOR:
             raise SettingError(f"return_when is {return_when!r}, but must be {', '.join(_WAITED_FOR)}")
         not_done, done = set(self._unfinished() if jobs is None else jobs), set[Job]()
-        completed = self.as_completed(not_done, timeout)
+        completed, is_over = self.as_completed(not_done, timeout), False
         try:
             for job in completed:
                 done.add(job)
                 not_done.discard(job)
-                is_over = return_when == "FIRST_COMPLETED" or (return_when == "FIRST_EXCEPTION" and _has_failed(job))
+                is_over |= return_when == "FIRST_COMPLETED" or (return_when == "FIRST_EXCEPTION" and _has_failed(job))
                 if is_over and not completed.has_next:
                     break
         except TimeoutError:

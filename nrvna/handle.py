@@ -59,7 +59,7 @@ class Job:
 
     @property
     def state(self) -> JobState:
-        """ "queued", "running", "done" or "failed"; what is seen finished survives a power cut."""
+        """Where it is: "queued", "running", "done" or "failed"; what is seen finished survives a power cut."""
         return self._look().state
 
     @property
@@ -167,14 +167,14 @@ class Job:
 
         while True:
             with self._view.waiting().wait_for([self.id]) as waiter:
-                self.ended(await waiter.next())
+                self._saw(await waiter.next())
             try:
                 return await asyncio.to_thread(self.result, 0)
             except TimeoutError:
                 # Somebody put it back into the queue.
                 continue
 
-    def ended(self, ended: Ended) -> Job:
+    def _saw(self, ended: Ended) -> Job:
         """The job itself, which was seen to end."""
         self._found = ended.job
         return self
@@ -243,19 +243,21 @@ class Completed(Iterator[Job], AsyncIterable[Job]):
         self._deadline = float("inf") if timeout is None else time.monotonic() + timeout
         self._ended: deque[Ended] = deque()
         self._watch: Watch | None = None
+        self._look_at = 0.0
 
     def __next__(self) -> Job:
         if not self._pending:
             raise StopIteration
         while not self._ended:
-            afresh = self._watch is None
-            self._watch = self._watch or Watch(self._view.folder)
+            # Also after a look that found some: where jobs end all the time, it would look all the time.
+            pause = min(self._look_at, self._deadline) - time.monotonic()
+            if pause > 0:
+                time.sleep(pause)
+            afresh, self._watch = self._watch is None, self._watch or Watch(self._view.folder)
             self._ended += self._watch.look(frozenset(self._pending), afresh=afresh)
-            if not self._ended:
-                left = self._deadline - time.monotonic()
-                if left <= 0:
-                    raise self._late()
-                time.sleep(min(left, self._watch.pause_s))
+            self._look_at = time.monotonic() + self._watch.pause_s
+            if not self._ended and time.monotonic() >= self._deadline:
+                raise self._late()
         return self._take(self._ended.popleft())
 
     async def __aiter__(self) -> AsyncIterator[Job]:
@@ -282,7 +284,7 @@ class Completed(Iterator[Job], AsyncIterable[Job]):
         return bool(self._ended)
 
     def _take(self, ended: Ended) -> Job:
-        return self._pending.pop(ended.id).ended(ended)
+        return self._pending.pop(ended.id)._saw(ended)
 
     def _late(self) -> TimeoutError:
         about = f"{len(self._pending)} of {self._count} jobs are unfinished after {self._timeout:g} s"

@@ -136,13 +136,13 @@ class Watch:
             ended = [Ended(job.id, job) for _, job in sorted(found)]
             if is_due:
                 ended += self._gone(ids - {job.id for _, job in found})
-        self._cost_s = time.thread_time() - began
-        if is_due:
-            self._look_at = time.monotonic() + max(_LOOK_EVERY_S, self._cost_s / _SHARE)
         if found:
             self._workspace.confirm()
         elif time.monotonic() >= self._warn_at:
             self._warn()
+        self._cost_s = time.thread_time() - began
+        if is_due:
+            self._look_at = time.monotonic() + max(_LOOK_EVERY_S, self._cost_s / _SHARE)
         return ended
 
     def _warn(self) -> None:
