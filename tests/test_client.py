@@ -448,8 +448,8 @@ def test_a_job_that_is_removed_is_waited_for_no_longer(work: Workspace) -> None:
         job.result(timeout=30)
     thread.join()
     assert job.done()
-    assert list(work.as_completed([job])) == [job]
-    assert work.wait([job]).done == {job}
+    assert list(work.as_completed([job], timeout=30)) == [job]
+    assert work.wait([job], timeout=30).done == {job}
 
 
 def test_a_workspace_that_is_removed_is_waited_for_no_longer(work: Workspace) -> None:
@@ -868,7 +868,8 @@ def test_awaiting_a_failed_or_removed_job_raises_why(work: Workspace, lease: Lea
 
     async def main() -> list[str | BaseException]:
         thread = later(0.1, lambda: shutil.rmtree(Path(work.path, "input", removed.id)))
-        found = await asyncio.gather(*[failed, removed], return_exceptions=True)
+        async with asyncio.timeout(30):
+            found = await asyncio.gather(*[failed, removed], return_exceptions=True)
         thread.join()
         return found
 
@@ -880,7 +881,8 @@ def test_awaiting_in_a_workspace_that_is_removed_raises(work: Workspace) -> None
 
     async def main() -> list[str | BaseException]:
         thread = later(0.1, lambda: shutil.rmtree(work.path))
-        found = await asyncio.gather(*jobs, return_exceptions=True)
+        async with asyncio.timeout(30):
+            found = await asyncio.gather(*jobs, return_exceptions=True)
         thread.join()
         return found
 
