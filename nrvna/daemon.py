@@ -453,7 +453,7 @@ class Daemon:
         others = [peer for peer in self._workspace.peers() if peer.pid != os.getpid()]
         queued = self._workspace.counts().queued
         attended = sys.stderr.isatty()
-        path = os.path.abspath(self._workspace.path)  # noqa: PTH100 - it is a string everywhere
+        path = os.path.abspath(self._workspace.path)
         page = start_page(about, self._model, self._config, path, queued=queued, peers=others, has_terminal=attended)
         if log.isEnabledFor(logging.INFO):
             if attended and not self._config.log_json:

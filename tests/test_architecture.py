@@ -14,6 +14,8 @@ PACKAGE = ROOT / "nrvna"
 
 # Room by room, what each may import of nrvna. "nrvna" itself holds the version.
 ALLOWED = {
+    # Loads them when they are asked for.
+    "__init__": {"client", "handle", "request", "job", "errors"},
     "errors": set(),
     "config": {"errors"},
     "job": {"errors"},
@@ -49,6 +51,12 @@ ALLOWED = {
     "tools": {"wrk", "flw", "daemon"},
     "manual": {"tools", "arguments", "config"},
     "completion": {"completion", "tools", "arguments", "config"},
+    # From Python: what is asked, how it is waited for, jobs, and the workspace.
+    "request": {"handle", "order", "task", "config", "grammar", "errors"},
+    "watch": {"workspace", "awaiting", "job", "files", "errors"},
+    "awaiting": {"watch", "workspace"},
+    "handle": {"watch", "lease", "job", "task", "files", "errors"},
+    "client": {"handle", "request", "watch", "workspace", "job", "order", "errors"},
     "llama": {"llama", "errors"},
     "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "errors"},
 }
