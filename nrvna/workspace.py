@@ -2,17 +2,17 @@
 
     input/<id>/                prompt.txt, job.json         queued; built in a hidden sibling, then renamed
     processing/<daemon>/<id>/  progress.jsonl               claimed; the daemon holds a flock on .lock beside it
-    output/<id>/               result.txt, receipt.json     done: complete, never touched again
+    output/<id>/               result.txt, receipt.json     done: complete, and never changed
     failed/<id>/               error.txt, receipt.json      failed, with the reason
     .nrvna/                    context.txt, for every job; wake, a FIFO that tells an idle daemon of a new job;
                                clock, whose time is that of the newest id, for when the clock is set back;
                                keys/, which job is that of a key; priority/, which jobs are to start out of turn;
                                nrvnad.log, of a daemon that runs by itself
 
-This module, submit.py, by which jobs come in, and lease.py, which is a daemon's side, are the only ones that name
-these folders and files, and the only ones that move them. A job's files and the folder that holds them are synced
-before a move, the folder it arrives in after it: what a caller was told of survives a crash of the machine. A move
-never replaces anything.
+This module, submit.py, by which jobs come in, lease.py, which is a daemon's side, and finished.py, by which jobs are
+asked again or removed, are the only ones that name these folders and files, and the only ones that move them. A job's
+files and the folder that holds them are synced before a move, the folder it arrives in after it: what a caller was
+told of survives a crash of the machine. A move never replaces anything.
 
 Paths are strings and not pathlib's: importing that takes as long as everything else that ``wrk`` does.
 """
@@ -53,6 +53,8 @@ PROGRESS = "progress.jsonl"
 REASONING, VECTOR = "reasoning.txt", "result.npy"
 # The prompt of a job that wanted other jobs' answers, with these in their places.
 FILLED = "filled.txt"
+# How the folder of a finished job is called that is being removed, with its id behind.
+REMOVED = ".removed-"
 _STALE_STAGING_S = 3600
 
 # Is told the ids of jobs before they appear in the queue, and for which orders of the list they are.
@@ -328,11 +330,20 @@ class Workspace:
             raise WorkspaceError(f"{self.context_file} cannot be used as context: it holds a NUL byte")
         return text.strip() or None
 
+    def sweep_removed(self) -> None:
+        """Remove the rest of what was killed half-way through being removed. Raises WorkspaceError."""
+        with self.explained("clean up in"):
+            for folder in (self.output, self.failed):
+                for entry in os.scandir(folder):
+                    if entry.name.startswith(REMOVED) and entry.is_dir(follow_symlinks=False):
+                        remove(entry.path)
+
     def sweep_staging(self) -> None:
         """Remove what was killed half-way through being made: jobs whose id was never printed, unborn daemons.
 
-        Raises WorkspaceError.
+        And what was half-way through being removed. Raises WorkspaceError.
         """
+        self.sweep_removed()
         with self.explained("clean up in"):
             for folder in (self.input, self.processing):
                 for entry in os.scandir(folder):

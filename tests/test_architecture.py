@@ -35,6 +35,7 @@ ALLOWED = {
     "workspace": {"job", "order", "files", "submit", "progress", "errors"},
     "submit": {"workspace", "job", "order", "files", "errors"},
     "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "errors"},
+    "finished": {"lease", "submit", "workspace", "job", "files", "errors"},
     "service": {"config"},
     "logs": {"config", "job"},
     "startpage": {"config", "engine", "terminal", "workspace"},
@@ -136,10 +137,10 @@ def users_of(*attributes: str) -> set[str]:
     return found
 
 
-def test_only_submission_and_lease_move_jobs() -> None:
+def test_only_submission_lease_and_what_comes_after_move_jobs() -> None:
     assert users_of("rename", "renames", "replace") == {"files.py"}
     movers = {path.name for path in SOURCES if names_imported_by(path, "nrvna.files") & {"move", "replace"}}
-    assert movers == {"submit.py", "lease.py"}
+    assert movers == {"submit.py", "lease.py", "finished.py"}
 
 
 def test_only_the_files_room_waits_for_the_disk() -> None:
