@@ -562,7 +562,7 @@ def cancel(workspace: Workspace, *jobs: Job) -> list[str]:
                 claim = lease.claim_this(job)
                 reason = "cancelled before it was begun"
                 lease.fail(claim, reason, Receipt.of_failure(claim.id, claim.queued, reason, "cancelled"))
-                cancelled.append(claim.id)
+                cancelled.append(job.id)
     finally:
         lease.close()
     return cancelled

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from os.path import isdir, join
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nrvna.errors import JobError, JobNotFoundError, NoFolderError, UnsafeWorkspaceError, WorkspaceError
 from nrvna.files import (
@@ -45,6 +45,9 @@ from nrvna.files import (
 )
 from nrvna.job import Job, JobState, Receipt, check_id, is_generated_id, order_of_time
 from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order
+
+if TYPE_CHECKING:
+    from nrvna.progress import Progress
 
 MAX_CONTEXT_BYTES = 1024 * 1024
 # Where a daemon keeps an answer that grows.
@@ -83,6 +86,19 @@ class Peer(NamedTuple):
     def answers(self, model: str | None) -> bool:
         """Whether it takes a job that asks for a model of this name, None where a job asks for none."""
         return not self.named if model is None else model.casefold() in self.names
+
+
+class Seen(NamedTuple):
+    """A job that was seen in a folder. ``order`` sorts by the time it was queued."""
+
+    order: str
+    id: str
+    state: JobState
+    folder: str
+
+    @property
+    def job(self) -> Job:
+        return Job(self.id, self.state, join(self.folder, self.id))
 
 
 class Counts(NamedTuple):
@@ -223,20 +239,24 @@ class Workspace:
 
     def jobs(self, newest: int | None = None) -> list[Job]:
         """Every job, or the ``newest`` so many, oldest first. Raises WorkspaceError if the folders cannot be read."""
-        found: dict[str, tuple[str, str, JobState, str]] = {}
-        with self.explained("read"):
-            for folder, state in self.folders():
-                for order, name in entries(folder):
-                    found[name] = (order, name, state, folder)
-        rows: list[tuple[str, str, JobState, str]]
+        found = self.survey()
         if newest is None:
-            rows = sorted(found.values())
+            found.sort()
         else:
             # Imported here: wrk has no use for it.
             from heapq import nlargest
 
-            rows = nlargest(newest, found.values())[::-1]
-        return [Job(name, state, join(folder, name)) for _, name, state, folder in rows]
+            found = nlargest(newest, found)[::-1]
+        return [seen.job for seen in found]
+
+    def survey(self) -> list[Seen]:
+        """Every job, in no order; they sort as they were queued. Raises WorkspaceError if it cannot be read."""
+        found: dict[str, Seen] = {}
+        with self.explained("read"):
+            for folder, state in self.folders():
+                for order, name in entries(folder):
+                    found[name] = Seen(order, name, state, folder)
+        return list(found.values())
 
     def newest_running(self) -> Job | None:
         """The running job that was queued last, if any runs."""
@@ -264,10 +284,14 @@ class Workspace:
         """A done job's answer, a failed job's reason, what there is so far of another one's answer."""
         if name := {JobState.DONE: "result.txt", JobState.FAILED: "error.txt"}.get(job.state):
             return read_text(join(job.directory, name))
+        return self.progress(job).text
+
+    def progress(self, job: Job) -> Progress:
+        """What there is so far of a running job's answer."""
         # Imported here: wrk has no use for it.
         from nrvna.progress import parse
 
-        return parse(read_bytes(join(job.directory, PROGRESS))).text
+        return parse(read_bytes(join(job.directory, PROGRESS)))
 
     def order(self, job: Job) -> Order | None:
         """What was asked beside prompt, settings and task; None where that cannot be known."""
@@ -279,6 +303,10 @@ class Workspace:
     def about(self, job: Job) -> dict[str, Any]:
         """A job's ``job.json``; empty where there is none to read."""
         return read_object(join(job.directory, "job.json"), MAX_ABOUT_BYTES)
+
+    def filled(self, job: Job) -> str:
+        """The prompt of a job that was begun, with the answers of others in it; empty where it wanted none."""
+        return read_text(join(job.directory, FILLED), MAX_PROMPT_BYTES)
 
     def reasoning(self, job: Job) -> str:
         """The thought that led to a finished job's answer; empty where there was none."""

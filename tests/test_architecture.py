@@ -43,7 +43,6 @@ ALLOWED = {
     "tune": {"config", "engine", "terminal", "errors"},
     "grammar": {"grammar", "errors"},
     "wrk": {"workspace", "order", "prompts", "pile", "ask", "durations", "arguments", "terminal", "errors"},
-    "flw": {"workspace", "lease", "job", "live", "arguments", "terminal", "columns", "config", "errors"},
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
     "daemon": {
         *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
@@ -58,6 +57,23 @@ ALLOWED = {
     "awaiting": {"watch", "workspace"},
     "handle": {"watch", "lease", "job", "task", "files", "errors"},
     "client": {"handle", "request", "watch", "workspace", "job", "order", "errors"},
+    "selection": {"workspace", "job", "order", "files", "errors"},
+    "which": {"selection", "durations", "arguments", "errors"},
+    "outlook": {"workspace", "job", "order", "errors"},
+    "waiting": {"workspace", "outlook", "columns", "terminal", "errors"},
+    "facts": {"selection", "job"},
+    "listing": {"selection", "facts", "job", "files", "durations", "columns", "terminal"},
+    "collect": {"workspace", "waiting", "outlook", "job", "terminal", "errors"},
+    "export": {"workspace", "selection", "facts", "job", "files", "errors"},
+    "stats": {"selection", "job", "terminal"},
+    "verbs": {
+        *("workspace", "lease", "finished", "selection", "which", "collect", "export", "stats", "waiting"),
+        *("job", "files", "arguments", "terminal", "errors"),
+    },
+    "flw": {
+        *("workspace", "selection", "which", "listing", "collect", "waiting", "verbs", "job", "arguments"),
+        *("live", "terminal", "errors"),
+    },
     "llama": {"llama", "errors"},
     "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "errors"},
 }

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from power import Disk, Killed, Operation, Recorder, Tree, in_memory, read_tree, write_tree
 
-from nrvna import flw
+from nrvna.collect import DONE, FAILED, print_answers
 from nrvna.errors import JobError, WorkspaceError
 from nrvna.finished import ask_again, remove_finished
 from nrvna.job import JobState, Receipt, is_generated_id, new_id
@@ -212,7 +212,7 @@ def an_answer_is_shown_before_its_daemon_has_confirmed_it(stage: Stage) -> None:
         if shown or not stage.workspace.find(job_id).is_finished:
             return
         with redirect_stdout(StringIO()) as out:
-            assert flw.collect(stage.workspace, job_id, wait=False) == flw.DONE
+            assert print_answers(stage.workspace, [job_id], wait=False) == DONE
         shown.append(out.getvalue())
         stage.note("filed", job_id)
 
@@ -231,7 +231,7 @@ def a_reason_is_shown_before_its_daemon_has_confirmed_it(stage: Stage) -> None:
         if shown or not stage.workspace.find(job_id).is_finished:
             return
         with redirect_stderr(StringIO()) as out:
-            assert flw.collect(stage.workspace, job_id, wait=False) == flw.FAILED
+            assert print_answers(stage.workspace, [job_id], wait=False) == FAILED
         shown.append(out.getvalue())
         stage.note("filed", job_id)
 
