@@ -117,21 +117,24 @@ def whole_file(path: str) -> Iterator[Callable[[bytes], None]]:
 
     If anything fails until then, nothing has changed. What is no regular file is written to as it is. Raises OSError.
     """
-    target = os.path.realpath(path)
-    is_new = not os.path.lexists(target)
-    if not is_new and not os.path.isfile(target):
-        descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        about = os.stat(path)
+    except FileNotFoundError:
+        about = None
+    if about and not stat.S_ISREG(about.st_mode):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             yield lambda data: _write_all(descriptor, data)
         finally:
             os.close(descriptor)
         return
+    target = os.path.realpath(path)
     staging = join(dirname(target), f".{basename(target)[:100]}.{os.urandom(3).hex()}")
     descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:
-            if not is_new:
-                os.fchmod(descriptor, stat.S_IMODE(os.stat(target).st_mode))
+            if about:
+                os.fchmod(descriptor, stat.S_IMODE(about.st_mode))
             yield lambda data: _write_all(descriptor, data)
             _flush(descriptor)
         finally:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from power import Disk, Killed, Operation, Recorder, Tree, in_memory, read_tree, write_tree
 
+from nrvna import files
 from nrvna.collect import DONE, FAILED, print_answers
 from nrvna.errors import JobError, WorkspaceError
 from nrvna.finished import ask_again, remove_finished
@@ -700,6 +701,31 @@ def test_what_was_promised_survives_a_power_cut_at_any_moment_when(
     subsets, second_cuts = rounds(quick=1, ci=8, long=60), rounds(quick=1, ci=3, long=20) / 100
     cut_everywhere(inspector, before, events, chance, subsets, second_cuts=second_cuts)
     print(f"{len(events)} operations and promises, {inspector.cuts} different cuts")
+
+
+def test_a_file_that_is_written_whole_is_the_old_or_the_new_one_after_a_power_cut(quick_folder: Path) -> None:
+    root = quick_folder / "disk"
+    root.mkdir()
+    old, new = b"what was there before", b"what came instead of it"
+    (root / "kept.txt").write_bytes(old)
+    before = read_tree(root)
+    recorder = Recorder(root)
+    with recorder.installed():
+        with files.whole_file(f"{root}/kept.txt") as write:
+            write(new[:10])
+            write(new[10:])
+        recorder.events.append("promised")
+    disk, chance, is_promised = Disk(before), random.Random(1), False
+    found = set()
+    for event in recorder.events:
+        if event == "promised":
+            is_promised = True
+        else:
+            disk.apply(event)
+        for tree in disk.outcomes(chance, 3):
+            assert tree["kept.txt"] in ((new,) if is_promised else (old, new))
+            found.add(tree["kept.txt"])
+    assert is_promised and found == {old, new}
 
 
 def test_what_was_promised_survives_a_kill_at_any_moment_and_then_a_power_cut(
