@@ -63,7 +63,7 @@ def facts(glance: Glance, job: Job) -> dict[str, Any]:
         "queued": timestamp(queued),
         "age_s": max(0.0, round(glance.now - queued, 3)),
         "prompt": prompt,
-        "filled": (workspace.filled(job) or None) if job.state is not JobState.QUEUED else None,
+        "filled": (workspace.filled(job) or None) if order.after and job.state is not JobState.QUEUED else None,
         "answer": text if is_done else None,
         "partial": text if job.state is JobState.RUNNING else None,
         "reasoning": (workspace.reasoning(job) or None) if job.is_finished else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from os.path import join
 from typing import NamedTuple
 
@@ -16,6 +16,8 @@ from nrvna.selection import Glance, queued_at, read_order, resettled
 from nrvna.terminal import has_colour, printable
 
 SHOWN = 20
+# So many lines are made before the first of them is printed.
+_AT_ONCE = 200
 # Of prompt and answer no more than this is looked at, in bytes.
 _HEAD_BYTES = 4096
 # With less room for them, ids are shown by their end.
@@ -24,6 +26,7 @@ _PIPE_COLUMNS = 160
 # The least for prompt and answer: with less, tokens and age give way.
 _LEAST_WORDS = 12
 _COLOURS = {"failed": "\x1b[31m", "cut": "\x1b[33m", "running": "\x1b[32m"}
+_ARROW = " → "
 _DIM, _PLAIN = "\x1b[2m", "\x1b[m"
 
 
@@ -68,49 +71,80 @@ def first_line(text: str) -> str:
     return printable(line).replace("\t", " ")
 
 
-def lines_of(rows: Sequence[Row], columns: int, *, colour: bool = False, heading: bool = False) -> Iterable[str]:
-    """The rows as lines of so many columns at most, but for names, which are never cut."""
-    names = max((columns_of(row.name) for row in rows), default=0)
-    words = max((len(row.word) for row in rows), default=0)
-    counts = max((len(str(row.tokens)) for row in rows if row.tokens is not None), default=0)
-    counts = max(counts, len("tokens")) if heading else counts
-    cells = [names, words, 4, counts]
-    while len(cells) > 2 and columns - sum(cells) - 2 * len(cells) < _LEAST_WORDS:
-        cells.pop()
-    room = max(0, columns - sum(cells) - 2 * len(cells))
-    if heading:
-        head = [pad("job", names), pad("state", words), " age", "tokens".rjust(counts)][: len(cells)]
-        line = fit("  ".join([*head, "prompt → answer"]), columns)
-        yield f"{_DIM}{line}{_PLAIN}" if colour else line
-    for row in rows:
-        word = row.word.ljust(words)
-        if colour and row.word in _COLOURS:
-            word = f"{_COLOURS[row.word]}{word}{_PLAIN}"
-        tokens = "" if row.tokens is None else str(row.tokens)
-        head = [pad(row.name, names), word, ago(row.age_s).rjust(4), tokens.rjust(counts)][: len(cells)]
-        yield "  ".join([*head, _words(row, room)]).rstrip()
+class Widths(NamedTuple):
+    """Columns of names, of states and of counts of tokens."""
+
+    names: int = 0
+    words: int = 0
+    counts: int = 0
+
+    def around(self, rows: Sequence[Row]) -> Widths:
+        """Wide enough for these rows too."""
+        words = max((len(row.word) for row in rows), default=0)
+        counts = max((len(str(row.tokens)) for row in rows if row.tokens is not None), default=0)
+        return self._replace(words=max(self.words, words), counts=max(self.counts, counts))
+
+
+class Table:
+    """Rows as lines of so many columns at most, but for names, which are never cut."""
+
+    def __init__(self, columns: int, *, colour: bool = False) -> None:
+        self._columns = columns
+        self._colour = colour
+
+    def heading(self, widths: Widths) -> str:
+        cells, room = self._layout(widths)
+        head = [pad("job", cells[0]), pad("state", cells[1]), " age", "tokens".rjust(widths.counts)][: len(cells)]
+        line = fit("  ".join([*head, fit("prompt → answer", room)]).rstrip(), self._columns)
+        return f"{_DIM}{line}{_PLAIN}" if self._colour else line
+
+    def lines(self, rows: Sequence[Row], widths: Widths) -> Iterator[str]:
+        cells, room = self._layout(widths)
+        for row in rows:
+            word = row.word.ljust(widths.words)
+            if self._colour and row.word in _COLOURS:
+                word = f"{_COLOURS[row.word]}{word}{_PLAIN}"
+            tokens = "" if row.tokens is None else str(row.tokens)
+            head = [pad(row.name, widths.names), word, ago(row.age_s).rjust(4), tokens.rjust(widths.counts)]
+            yield "  ".join([*head[: len(cells)], _words(row, room)]).rstrip()
+
+    def _layout(self, widths: Widths) -> tuple[list[int], int]:
+        """The widths of the cells that there is room for, and how much is left for prompt and answer."""
+        cells = [widths.names, widths.words, 4, widths.counts]
+        while len(cells) > 2 and self._columns - sum(cells) - 2 * len(cells) < _LEAST_WORDS:
+            cells.pop()
+        return cells, max(0, self._columns - sum(cells) - 2 * len(cells))
 
 
 def _words(row: Row, room: int) -> str:
     """The beginnings of prompt and answer; what one leaves of its share of the room, the other gets."""
     if not row.answer:
         return fit(row.prompt, room)
-    wanted = columns_of(row.answer) + 3
-    prompt = fit(row.prompt, max(room * 2 // 5, room - wanted))
-    return fit(f"{prompt} → {row.answer}", room)
+    prompt = fit(row.prompt, max(room * 2 // 5, room - columns_of(_ARROW) - columns_of(row.answer)))
+    rest = room - columns_of(prompt) - columns_of(_ARROW)
+    return prompt + _ARROW + fit(row.answer, rest) if rest > 0 else fit(row.prompt, room)
 
 
 def print_list(glance: Glance, jobs: Sequence[Job]) -> None:
-    """On standard output; a terminal gets a heading, colours, and short names where it is narrow."""
-    if not jobs:
-        return
+    """On standard output; a terminal gets a heading, colours, and short names where it is narrow.
+
+    The first lines of a long list are there at once: what may be wide further on gets its room from the beginning.
+    """
     is_terminal = sys.stdout.isatty()
     columns = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) if is_terminal else _PIPE_COLUMNS
     short = is_terminal and columns < _FULL_ID_COLUMNS
     names = glance.short_names(jobs) if short else {job.id: printable(job.id) for job in jobs}
-    rows = [row_of(glance, job, names[job.id]) for job in jobs]
-    colour = is_terminal and has_colour()
-    print("\n".join(lines_of(rows, columns, colour=colour, heading=is_terminal)))
+    table = Table(columns, colour=is_terminal and has_colour())
+    is_long = len(jobs) > _AT_ONCE
+    widths = Widths(
+        max(map(columns_of, names.values()), default=0), 7 if is_long else 0, 6 if is_long or is_terminal else 0
+    )
+    for start in range(0, len(jobs), _AT_ONCE):
+        rows = [row_of(glance, job, names[job.id]) for job in jobs[start : start + _AT_ONCE]]
+        widths = widths.around(rows)
+        if is_terminal and not start:
+            print(table.heading(widths))
+        print("\n".join(table.lines(rows, widths)), flush=True)
 
 
 def print_sum(glance: Glance, shown: int, *, filtered: bool, limit: int | None) -> None:

@@ -32,6 +32,8 @@ def abandon_stdout() -> None:
 
 def printable(text: str) -> str:
     """Text that cannot steer a terminal: control characters but newline and tab become their pictures."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() or char in "\n\t" else _picture(ord(char)) for char in text)
 
 
