@@ -525,6 +525,12 @@ def test_json_survives_half_a_surrogate_in_an_answer_that_grows(workspace: Works
     lease.close()
 
 
+def test_the_facts_are_documented_in_their_order() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "flw.md").read_text()
+    section = page.partition("## For programs")[2].partition("\n## ")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.M)) == FIELDS
+
+
 # Answers of several jobs, and what stands beside them.
 
 
@@ -664,48 +670,6 @@ def test_an_answer_that_was_cut_says_what_would_allow_more(workspace: Workspace)
     job_id = file_away(workspace, "q", "the ans", "length")
     remedy = "a larger wrk --predict, or NRVNA_PREDICT for nrvnad, allows more"
     assert command("flw", workspace.path, job_id).stderr == f"flw: this answer was cut after 7 tokens: {remedy}\n"
-
-
-# Wrong calls.
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (
-            ["--state", "asleep"],
-            "argument --state: 'asleep' is no state: queued, waiting, running, done, cut, failed",
-        ),
-        (["--state", "done,"], "argument --state: '' is no state"),
-        (["-n", "0"], "argument -n/--newest: '0' is no whole number above 0"),
-        (["-n", "many"], "argument -n/--newest: 'many' is no whole number above 0"),
-        (["-n", "5", "-a"], "-n and -a contradict each other"),
-        (["-n", "5", "ID"], "-n and -a are for the list, without an ID"),
-        (["-a", "ID"], "-n and -a are for the list, without an ID"),
-        (["ID", "--tag", "t"], "name jobs by ID, or by --tag and --state, but not both"),
-        (["--timeout", "5"], "--timeout is for waiting: give -w or -f too"),
-        (
-            ["-w", "--timeout", "soon"],
-            "argument --timeout: it is 'soon', but must be a time, such as 90s, 15m, 12h or 7d",
-        ),
-        (["-w", "--timeout=-1"], "argument --timeout: it is '-1', but must be a time"),
-        (["--json", "--jsonl"], "argument --jsonl: not allowed with argument --json"),
-        (["-f", "--open", "ID"], "argument --open: not allowed with argument -f/--follow"),
-        (["-f", "ID", "ID2"], "-f follows one job, not several"),
-        (["-f", "--tag", "t"], "name a job too: flw --follow WORKSPACE ID"),
-        (["--open"], "name a job too: flw --open WORKSPACE ID"),
-        (["--prompt"], "name a job too: flw --prompt WORKSPACE ID"),
-        (["cancel", "ID"], "the verb comes first: flw cancel {} ..."),
-        (["--sate", "done"], "unrecognized arguments: --sate"),
-    ],
-)
-def test_a_wrong_call_exits_2_in_one_line_that_names_what_is_wrong(
-    workspace: Workspace, arguments: list[str], complaint: str
-) -> None:
-    done = command("flw", workspace.path, *arguments)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith(f"flw: {complaint.format(workspace.path)}")
-    assert done.stderr.endswith("; see flw --help\n")
 
 
 def test_options_may_stand_anywhere(workspace: Workspace) -> None:
