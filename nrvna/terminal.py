@@ -20,6 +20,11 @@ def open_streams() -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
 
 
+def has_colour() -> bool:
+    """Whether a terminal may be shown colours: its user has not asked for none, and it knows some."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
 def abandon_stdout() -> None:
     """After a write to it failed: Python would try again at exit, and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -27,6 +32,8 @@ def abandon_stdout() -> None:
 
 def printable(text: str) -> str:
     """Text that cannot steer a terminal: control characters but newline and tab become their pictures."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() or char in "\n\t" else _picture(ord(char)) for char in text)
 
 

@@ -35,6 +35,7 @@ ALLOWED = {
     "workspace": {"job", "order", "files", "submit", "progress", "errors"},
     "submit": {"workspace", "job", "order", "files", "errors"},
     "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "errors"},
+    "finished": {"lease", "submit", "workspace", "job", "files", "errors"},
     "service": {"config"},
     "logs": {"config", "job"},
     "startpage": {"config", "engine", "terminal", "workspace"},
@@ -42,7 +43,6 @@ ALLOWED = {
     "tune": {"config", "engine", "terminal", "errors"},
     "grammar": {"grammar", "errors"},
     "wrk": {"workspace", "order", "prompts", "pile", "ask", "durations", "arguments", "terminal", "errors"},
-    "flw": {"workspace", "lease", "job", "live", "arguments", "terminal", "columns", "config", "errors"},
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
     "daemon": {
         *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
@@ -57,6 +57,23 @@ ALLOWED = {
     "awaiting": {"watch", "workspace"},
     "handle": {"watch", "lease", "job", "task", "files", "errors"},
     "client": {"handle", "request", "watch", "workspace", "job", "order", "errors"},
+    "selection": {"workspace", "job", "order", "files", "errors"},
+    "which": {"selection", "durations", "arguments", "errors"},
+    "outlook": {"workspace", "job", "order", "errors"},
+    "waiting": {"workspace", "outlook", "columns", "terminal", "errors"},
+    "facts": {"selection", "job"},
+    "listing": {"selection", "facts", "job", "files", "durations", "columns", "terminal"},
+    "collect": {"workspace", "waiting", "outlook", "job", "terminal", "errors"},
+    "export": {"workspace", "selection", "facts", "job", "files", "errors"},
+    "stats": {"selection", "job", "terminal"},
+    "verbs": {
+        *("workspace", "lease", "finished", "selection", "which", "collect", "export", "stats", "waiting"),
+        *("job", "files", "arguments", "terminal", "errors"),
+    },
+    "flw": {
+        *("workspace", "selection", "which", "listing", "collect", "waiting", "verbs", "job", "arguments"),
+        *("live", "terminal", "errors"),
+    },
     "llama": {"llama", "errors"},
     "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "errors"},
 }
@@ -136,10 +153,10 @@ def users_of(*attributes: str) -> set[str]:
     return found
 
 
-def test_only_submission_and_lease_move_jobs() -> None:
+def test_only_submission_lease_and_what_comes_after_move_jobs() -> None:
     assert users_of("rename", "renames", "replace") == {"files.py"}
     movers = {path.name for path in SOURCES if names_imported_by(path, "nrvna.files") & {"move", "replace"}}
-    assert movers == {"submit.py", "lease.py"}
+    assert movers == {"submit.py", "lease.py", "finished.py"}
 
 
 def test_only_the_files_room_waits_for_the_disk() -> None:
