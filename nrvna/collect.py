@@ -12,7 +12,7 @@ from functools import partial
 from nrvna.errors import WorkspaceError
 from nrvna.job import Job, JobState
 from nrvna.outlook import outlook
-from nrvna.terminal import printable
+from nrvna.terminal import complain, printable
 from nrvna.waiting import POLL_S, WARN_AFTER_S, Waiting
 from nrvna.workspace import Workspace
 
@@ -63,7 +63,7 @@ def _write_heading(job_id: str, *, is_first: bool) -> None:
 def show(workspace: Workspace, job: Job, *, waited: bool = False) -> int:
     """Print a finished job's answer on stdout, or on stderr why there is none; returns the exit code."""
     if job.state is JobState.FAILED:
-        print(f"flw: {job.id} failed: {printable(workspace.answer(job).strip())}", file=sys.stderr)
+        complain(f"{job.id} failed: {printable(workspace.answer(job).strip())}")
         return FAILED
     if job.state is not JobState.DONE:
         return not_ready(workspace, job, waited=waited)
@@ -77,7 +77,7 @@ def show(workspace: Workspace, job: Job, *, waited: bool = False) -> int:
 def not_ready(workspace: Workspace, job: Job, *, waited: bool = False) -> int:
     """Say on stderr how an unfinished job stands; returns the exit code."""
     still, advice = ("still ", "") if waited else ("", "; -w waits for it")
-    print(f"flw: {job.id} is {still}{job.state}{outlook(workspace, job)}{advice}", file=sys.stderr)
+    complain(f"{job.id} is {still}{job.state}{outlook(workspace, job)}{advice}")
     return NOT_READY
 
 
@@ -90,12 +90,12 @@ def judge(workspace: Workspace, job: Job) -> int:
     """Say on stderr what there is to know of a done job's answer; returns the exit code."""
     receipt = workspace.receipt(job)
     if receipt and not workspace.is_intact(job, receipt):
-        print("flw: this answer is damaged: it is not the one that its receipt was written for", file=sys.stderr)
+        complain("this answer is damaged: it is not the one that its receipt was written for")
         return FAILED
     if receipt and receipt.was_cut:
         remedies = {"length": "wrk --predict, or NRVNA_PREDICT for nrvnad,", "context": "NRVNA_CTX for nrvnad"}
         tokens, remedy = receipt.generated_tokens, remedies[receipt.finish_reason]
-        print(f"flw: this answer was cut after {tokens} tokens: a larger {remedy} allows more", file=sys.stderr)
+        complain(f"this answer was cut after {tokens} tokens: a larger {remedy} allows more")
     return DONE
 
 
@@ -114,7 +114,7 @@ def follow(workspace: Workspace, job_id: str, timeout: float | None = None) -> i
         if not text.startswith(shown) and (text or job.is_finished):
             write_answer("\n")
             sys.stdout.flush()
-            print("flw: it was interrupted, and is answered anew:", file=sys.stderr)
+            complain("it was interrupted, and is answered anew:")
             shown = ""
         if len(text) > len(shown):
             write_answer(text[len(shown) :])
@@ -130,7 +130,7 @@ def follow(workspace: Workspace, job_id: str, timeout: float | None = None) -> i
         if not warned and not shown and time.monotonic() - started > WARN_AFTER_S:
             warned = True
             if reason := outlook(workspace, job):
-                print(f"flw: {job_id} is {job.state}{reason}", file=sys.stderr)
+                complain(f"{job_id} is {job.state}{reason}")
         # A long answer takes a while to read: no more than a fifth of a core goes into it.
         time.sleep(max(POLL_S, 4 * (time.monotonic() - looked)))
 
@@ -158,7 +158,7 @@ def show_receipt(workspace: Workspace, job: Job) -> int:
 
 def _show_text(job: Job, text: str, name: str) -> int:
     if not text:
-        print(f"flw: {job.id} has no {name}", file=sys.stderr)
+        complain(f"{job.id} has no {name}")
         return FAILED
     write_answer(text if text.endswith("\n") else text + "\n")
     return DONE

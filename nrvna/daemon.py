@@ -654,7 +654,7 @@ def _check_words(parser: Parser, options: Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    open_streams()
+    open_streams("nrvnad")
     parser = make_parser()
     given = sys.argv[1:] if argv is None else argv
     options = parser.read(given)

@@ -212,7 +212,7 @@ def code_of(job: Job) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    open_streams()
+    open_streams("flw")
     given = sys.argv[1:] if argv is None else argv
     try:
         if given and given[0] in VERBS:

@@ -131,11 +131,14 @@ class _FileFields(Mapping[str, object]):
 
 
 def queue_pile(
-    workspace: Workspace, groups: Iterable[Sequence[Row | JobError]], recipe: Recipe
+    workspace: Workspace,
+    groups: Iterable[Sequence[Row | JobError]],
+    recipe: Recipe,
+    tell: Callable[[list[str]], None],
 ) -> tuple[list[str], int]:
-    """Queue a job for each row, and print its id as soon as it is safe; the ids, and how many rows cannot run.
+    """Queue a job for each row, and tell its id as soon as it is safe; the ids, and how many rows cannot run.
 
-    Raises SubmitError and WorkspaceError, with the ids printed that are queued.
+    Raises SubmitError and WorkspaceError, with the ids told that are queued.
     """
     started, ids, refused = time.monotonic(), [], 0
     shows = sys.stderr.isatty() and not sys.stdout.isatty()
@@ -156,21 +159,15 @@ def queue_pile(
         try:
             queued = workspace.submit_all(orders)
         except SubmitError as error:
-            print_ids(error.queued)
+            tell(error.queued)
             raise
-        print_ids(queued)
+        tell(queued)
         ids += queued
         if shows and time.monotonic() - started > _SHOW_AFTER_S:
             print(f"\r\x1b[K{len(ids)} queued", end="", file=sys.stderr, flush=True)
     if shows:
         print(f"\r\x1b[K{len(ids)} queued", file=sys.stderr)
     return ids, refused
-
-
-def print_ids(ids: Sequence[str]) -> None:
-    """Raises OSError if standard output does not take them."""
-    if ids:
-        print("\n".join(ids), flush=True)
 
 
 def _grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import sys
 
+_tool = "nrvna"
 
-def open_streams() -> None:
+
+def open_streams(tool: str) -> None:
     """Give a tool that was started without some of its standard streams the null device for them.
 
-    Also: text that the terminal's encoding lacks is shown escaped, and what goes to a file or a pipe is UTF-8.
+    Also: :func:`complain` knows the tool's name from here on, text that the terminal's encoding lacks is shown
+    escaped, and what goes to a file or a pipe is UTF-8.
     """
+    global _tool
+    _tool = tool
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
@@ -23,6 +28,11 @@ def open_streams() -> None:
 def has_colour() -> bool:
     """Whether a terminal may be shown colours: its user has not asked for none, and it knows some."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def complain(message: str) -> None:
+    """A line on standard error, with the tool's name before it."""
+    print(f"{_tool}: {message}", file=sys.stderr)
 
 
 def abandon_stdout() -> None:

@@ -21,7 +21,7 @@ from nrvna.job import Job, JobState
 from nrvna.lease import cancel as cancel_jobs
 from nrvna.lease import recover
 from nrvna.selection import Glance, Selection, queued_at, select
-from nrvna.terminal import printable
+from nrvna.terminal import complain, printable
 from nrvna.waiting import POLL_S
 from nrvna.which import add_filters, add_jobs, duration, selection_of
 from nrvna.workspace import Workspace
@@ -173,7 +173,7 @@ def cancel(workspace: Workspace, ids: Sequence[str]) -> int:
     ended = set(ends.ended)
     _print_ids([job_id for job_id in ids if job_id in ended])
     for job_id in ends.done:
-        print(f"flw: {job_id} is done already", file=sys.stderr)
+        complain(f"{job_id} is done already")
     return worst([FAILED if ends.done else DONE, _say_unconfirmed(ends)])
 
 
@@ -219,7 +219,7 @@ def _end(workspace: Workspace, ids: Sequence[str]) -> _Ends:
 
 def _say_unconfirmed(ends: _Ends) -> int:
     for job_id in ends.unconfirmed:
-        print(f"flw: {job_id} is asked to end, but its daemon did not confirm that yet: look again", file=sys.stderr)
+        complain(f"{job_id} is asked to end, but its daemon did not confirm that yet: look again")
     return NOT_READY if ends.unconfirmed else DONE
 
 
@@ -233,10 +233,10 @@ def _run_retry(parser: Parser, options: argparse.Namespace, workspace: Workspace
         if job.state is JobState.FAILED or (job.state is JobState.DONE and options.again):
             chosen.append(job)
         elif selection.names and job.state is JobState.DONE:
-            print(f"flw: {job.id} is done: --again throws its answer away and asks once more", file=sys.stderr)
+            complain(f"{job.id} is done: --again throws its answer away and asks once more")
             code = FAILED
         elif selection.names:
-            print(f"flw: {job.id} is {job.state} already", file=sys.stderr)
+            complain(f"{job.id} is {job.state} already")
     # What others come after goes before them: else they would fail for its sake once more.
     chosen.sort(key=lambda job: job.id)
     _warn_of_parents(workspace, chosen)
@@ -255,7 +255,7 @@ def _warn_of_parents(workspace: Workspace, jobs: Sequence[Job]) -> None:
         order = workspace.order(job)
         for parent in order.after if order else ():
             if parent not in again and is_folder(join(workspace.failed, parent)):
-                print(f"flw: {job.id} comes after {parent}, which failed: retry that too", file=sys.stderr)
+                complain(f"{job.id} comes after {parent}, which failed: retry that too")
 
 
 def _run_rm(parser: Parser, options: argparse.Namespace, workspace: Workspace) -> int:
@@ -270,7 +270,7 @@ def _run_rm(parser: Parser, options: argparse.Namespace, workspace: Workspace) -
         codes.append(FAILED)
         who = ", ".join(unfinished) if selection.names else f"{len(unfinished)} of them"
         are = "is" if len(unfinished) == 1 else "are"
-        print(f"flw: {who} {are} not finished: --force cancels, and removes, what is not", file=sys.stderr)
+        complain(f"{who} {are} not finished: --force cancels, and removes, what is not")
     finished = [job for job in jobs if job.is_finished]
     chosen = finished if options.force else _not_awaited(workspace, finished)
     _remove(workspace, chosen)
@@ -317,7 +317,7 @@ def _not_awaited(workspace: Workspace, jobs: list[Job]) -> list[Job]:
     awaited = Glance(workspace).awaited() if jobs else {}
     for job in jobs:
         if job.id in awaited:
-            print(f"flw: {job.id} stays: {awaited[job.id]}, which is not finished, comes after it", file=sys.stderr)
+            complain(f"{job.id} stays: {awaited[job.id]}, which is not finished, comes after it")
     return [job for job in jobs if job.id not in awaited]
 
 

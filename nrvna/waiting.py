@@ -10,7 +10,7 @@ from collections.abc import Callable
 from nrvna.columns import fit, fit_end
 from nrvna.errors import JobNotFoundError, WorkspaceError
 from nrvna.outlook import obstacle
-from nrvna.terminal import printable
+from nrvna.terminal import complain, printable
 from nrvna.workspace import Workspace
 
 POLL_S = 0.05
@@ -59,7 +59,7 @@ class Waiting:
             return
         if reason:
             self._clear()
-            print(f"flw: still waiting{reason}", file=sys.stderr)
+            complain(f"still waiting{reason}")
 
     @staticmethod
     def _clear() -> None:

@@ -121,7 +121,12 @@ def read_orders(options: argparse.Namespace, workspace: Workspace, *, everything
     """
     if options.model == "":
         raise SettingError("--model is '', but must be the name of a daemon's model file")
-    after = [workspace.find(job_id).id for job_id in _words_of(options.after)]
+    after: list[str] = []
+    if names := _words_of(options.after):
+        # Imported here: few jobs come after others.
+        from nrvna.selection import Selection, select
+
+        after = [job.id for job in select(workspace, Selection(tuple(names)))]
     timeout = None
     if options.timeout is not None:
         from nrvna.durations import parse_duration
@@ -187,12 +192,24 @@ def queue_pile(options: argparse.Namespace, workspace: Workspace, orders: list[O
     # Imported here: most calls queue one prompt.
     from nrvna import pile
 
+    tell = _say_nothing if options.wait else print_ids
+
     recipe = read_recipe(options, orders)
     if options.each:
-        return pile.queue_pile(workspace, pile.files(options.each), recipe)
+        return pile.queue_pile(workspace, pile.files(options.each), recipe, tell)
     if options.lines is not None:
-        return pile.queue_pile(workspace, pile.lines(_opened(options.lines)), recipe)
-    return pile.queue_pile(workspace, pile.objects(_opened(options.jsonl)), recipe)
+        return pile.queue_pile(workspace, pile.lines(_opened(options.lines)), recipe, tell)
+    return pile.queue_pile(workspace, pile.objects(_opened(options.jsonl)), recipe, tell)
+
+
+def print_ids(ids: list[str]) -> None:
+    """Raises OSError if standard output does not take them."""
+    if ids:
+        print("\n".join(ids), flush=True)
+
+
+def _say_nothing(_: list[str]) -> None:
+    """Who waits is given the answers."""
 
 
 def _opened(path: str) -> int:
@@ -227,8 +244,29 @@ def queue_one(options: argparse.Namespace, workspace: Workspace, orders: list[Or
     return workspace.submit_all(copies(prompt, orders, _words_of(options.tag), options.key))
 
 
+def wait_for(workspace: Workspace, ids: list[str]) -> int:
+    """``wrk -w``: the answers, in the order of their prompts; the exit code. Whoever stops waiting stops no job.
+
+    On a terminal a single one is printed as it grows.
+    """
+    # Imported here: most go on working.
+    from nrvna.collect import follow, print_answers
+
+    try:
+        if len(ids) == 1 and sys.stdout.isatty():
+            return follow(workspace, ids[0])
+        return print_answers(workspace, ids, wait=True)
+    except BrokenPipeError:
+        # The reader has seen enough.
+        abandon_stdout()
+        return 0
+    except KeyboardInterrupt:
+        print(f"\nwrk: it goes on; collect with: flw -w {workspace.path} {' '.join(ids[:3])}", file=sys.stderr)
+        raise
+
+
 def main(argv: list[str] | None = None) -> int:
-    open_streams()
+    open_streams("wrk")
     given = sys.argv[1:] if argv is None else argv
     everything = any(word.startswith("-") and word.split("=")[0] not in _PLAIN_OPTIONS for word in given)
     parser = make_parser(everything=everything)
@@ -250,7 +288,10 @@ def main(argv: list[str] | None = None) -> int:
             ids, refused = queue_pile(options, workspace, orders)
         else:
             ids, refused = queue_one(options, workspace, orders), 0
-            print("\n".join(ids), flush=True)
+            if not options.wait:
+                print_ids(ids)
+        if options.wait:
+            return max(2 if refused else 0, wait_for(workspace, ids))
     except (SettingError, JobError, JobNotFoundError) as error:
         parser.exit(2, f"wrk: {error}\n")
     except WorkspaceError as error:

@@ -42,7 +42,10 @@ ALLOWED = {
     "control": {"config", "files", "terminal", "workspace", "errors"},
     "tune": {"config", "engine", "terminal", "errors"},
     "grammar": {"grammar", "errors"},
-    "wrk": {"workspace", "order", "prompts", "pile", "ask", "durations", "arguments", "terminal", "errors"},
+    "wrk": {
+        *("workspace", "order", "prompts", "pile", "ask", "collect", "selection", "durations", "arguments"),
+        *("terminal", "errors"),
+    },
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
     "daemon": {
         *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
