@@ -51,6 +51,7 @@ FILES = {
     "src/main.py": "from parser import parse\n\nprint(parse('a,b'))\n",
     "prompt.txt": "Name a river in Europe.\n",
     "words.txt": "house\nriver\ntree\n",
+    "book.txt": "".join(f"In chapter {number} the river rose, and they moved uphill.\n" for number in range(50)),
     "documents.txt": "Fish live in water.\nBirds fly.\n",
     "chat.json": '[{"role": "user", "content": "Ahoy!"}, {"role": "assistant", "content": "Ahoy, matey!"}]\n',
     "schema.json": '{"type": "object", "properties": {"rivers": {"type": "array", "items": {"type": "string"}, '
