@@ -92,14 +92,14 @@ def _settings(body: Fields) -> dict[str, Any]:
             # How vLLM writes what is 0 here.
             value = 0
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if setting.kind in (int, float) and not is_number:
-            body.refuse(name, value, setting.range)
         # A single text may look like a list of them.
         text = value if isinstance(value, str) and field != "stop" else json.dumps(_listed(field, value))
         try:
-            found[field] = setting.parse(text, body.path(name))
-        except SettingError as error:
-            raise RefusedError(str(error), param=body.path(name)) from None
+            if setting.kind in (int, float) and not is_number:
+                raise SettingError(name)
+            found[field] = setting.parse(text, name)
+        except SettingError:
+            body.refuse(name, value, setting.range)
     return found
 
 

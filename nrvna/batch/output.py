@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from os.path import dirname, join, realpath, split, splitext
+from typing import Any
 
 from nrvna.batch.ledger import Ledger, batch_ids, find_batch
 from nrvna.batch.response import Responses, State
@@ -23,6 +24,7 @@ DONE, FAILED, USAGE, NOT_READY = 0, 1, 2, 3
 
 # Lines that are written together, and bytes.
 _GROUP, _GROUP_BYTES = 500, 4 * 1024 * 1024
+_LINE_BREAKS = "\x85\u2028\u2029"
 _POLL_S, _SHOW_EVERY_S, _WARN_AFTER_S = 0.05, 0.5, 2.0
 
 
@@ -137,7 +139,7 @@ def _write(
             counts[state] += 1
             file = {State.COMPLETED: answers, State.FAILED: failures}.get(state)
             if file is not None:
-                data = encode(json.dumps(line, ensure_ascii=False, separators=(",", ":"))) + b"\n"
+                data = _as_line(line)
                 waiting.append((file, data))
                 size += len(data)
             if len(waiting) >= _GROUP or size >= _GROUP_BYTES:
@@ -149,6 +151,14 @@ def _write(
         answers.commit()
     _say_written(counts, output, errors)
     return counts
+
+
+def _as_line(content: dict[str, Any]) -> bytes:
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    # Some programs, and Python's splitlines(), would end the line there. They can only stand in strings.
+    for character in _LINE_BREAKS:
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return encode(text) + b"\n"
 
 
 def _say_written(counts: Counter[State], output: str, errors: str | None) -> None:
