@@ -212,9 +212,8 @@ class _Queue:
             self._ledger.add(entries)
 
         if places:
-            self.counts.jobs += len(
-                self._workspace.submit_all([each for part in group for each in part.orders], record)
-            )
+            orders = [order for part in group for order in part.orders]
+            self.counts.jobs += len(self._workspace.submit_all(orders, record))
         elif group:
             record([], [])
         self.counts.queued += sum(1 for part in group if part.orders)
