@@ -50,6 +50,9 @@ def write_batch(
     if wait:
         _wait(workspace, ledger)
     responses = Responses(workspace, ledger)
+    if ledger.head is None:
+        print(f"flw: nothing of {ledger.id} is queued yet: wrk --batch with its file goes on there", file=sys.stderr)
+        return NOT_READY
     if output is None:
         counts = _count(responses, ledger)
         _print_counts(ledger, counts, as_json=as_json)
@@ -57,8 +60,7 @@ def write_batch(
         counts = _write(workspace, responses, ledger, output, errors)
     if counts[State.NOT_QUEUED]:
         about = f"{_number(counts[State.NOT_QUEUED], 'request')} not queued, as wrk was interrupted"
-        file = printable(ledger.head.file) if ledger.head else "its file"
-        print(f"flw: {about}: wrk --batch {file} goes on there", file=sys.stderr)
+        print(f"flw: {about}: wrk --batch {printable(ledger.head.file)} goes on there", file=sys.stderr)
     if counts[State.NOT_QUEUED] or counts[State.IN_PROGRESS]:
         return NOT_READY
     return FAILED if counts[State.FAILED] else DONE

@@ -49,7 +49,7 @@ def queue_batch(workspace: Workspace, path: str, *, base: Order | None = None, a
     ``base`` is what is asked of all jobs: model, tags, priority, timeout, and settings where a line has none of its
     own. A file that was queued before is gone on with; ``again`` makes another batch of it.
 
-    Returns 0, or 2 if some lines can not be answered; their reasons are on standard error. Raises JobError if nothing
+    Returns 0, or 2 if some lines cannot be answered; their reasons are on standard error. Raises JobError if nothing
     of it can be queued, OSError, with its filename, if it cannot be read, WorkspaceError and SubmitError.
     """
     base = base or Order("")
@@ -133,7 +133,7 @@ class _Queue:
         self._models: list[str] = []
         self._complaints = 0
         self._started = time.monotonic()
-        self._shows = sys.stderr.isatty() and not sys.stdout.isatty()
+        self._shows = sys.stderr.isatty()
         self._show_at = _SHOW_AFTER_S
         self.counts = Counts()
 

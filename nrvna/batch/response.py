@@ -163,7 +163,7 @@ class Responses:
         for index, job in enumerate(jobs):
             answer, receipt = self._read(job)
             tokens += receipt.prompt_tokens or 0
-            vector = json.loads(answer)
+            vector = _vector(answer)
             if (wanted := entry.wants.get("dimensions", len(vector))) != len(vector):
                 reason = f"body.dimensions is {wanted}, but {_model(receipt)} makes vectors of {len(vector)}"
                 raise _FailedError("unsupported_dimensions", reason)
@@ -196,6 +196,17 @@ def _seconds(receipt: Receipt) -> int:
         return int(datetime.fromisoformat(receipt.started or receipt.finished).timestamp())
     except ValueError:
         return 0
+
+
+def _vector(answer: str) -> list[float]:
+    """Raises _FailedError for what is none."""
+    try:
+        vector = json.loads(answer)
+    except (ValueError, RecursionError):
+        vector = None
+    if not isinstance(vector, list):
+        raise _FailedError("answer_damaged", "the answer is no vector")
+    return vector
 
 
 def _base64(vector: list[float]) -> str:

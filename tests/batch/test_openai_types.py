@@ -43,6 +43,7 @@ REQUESTS = [
     chat("choice", "Is the sky blue?", guided_choice=["yes", "no"]),
     chat("system last", messages=[USER, {"role": "system", "content": "Answer in capitals."}]),
     chat("tool last", messages=[USER, {"role": "tool", "tool_call_id": "1", "content": "Cod."}]),
+    chat("effort", reasoning_effort="low", chat_template_kwargs={"enable_thinking": False}, max_tokens=4),
     chat("biased", "Say hi.", logit_bias={"28": -100}, max_tokens=4),
     embedding("vector", "A text to be found again."),
     embedding("vectors", ["one", "two", "one"]),

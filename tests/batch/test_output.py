@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 from batch_files import answer_all, chat, embedding, read_lines, write_lines
+from openai.types.batch_request_counts import BatchRequestCounts
 from processes import command, until
 
 from nrvna.batch.ledger import Ledger
+from nrvna.batch.output import write_batch
 from nrvna.job import Receipt
 from nrvna.lease import Lease, cancel
 from nrvna.workspace import Workspace
@@ -166,6 +168,13 @@ def test_vectors_of_another_length_than_asked_for_are_an_error(
     assert read_lines(err)[0]["error"]["message"] == "body.dimensions is 3, but tiny makes vectors of 2"
 
 
+def test_an_answer_that_is_no_vector_is_an_error(workspace: Workspace, tmp_path: Path, out: Path, err: Path) -> None:
+    batch = queue(workspace, tmp_path, [embedding("a", "x"), embedding("b", "y", encoding_format="base64")])
+    answer_all(workspace, lambda prompt: "nonsense" if prompt == "x" else '{"a": 1}')
+    assert command("flw", workspace.path, "--batch", batch, "-o", out).returncode == 1
+    assert [line["error"]["code"] for line in read_lines(err)] == ["answer_damaged"] * 2
+
+
 # Where it goes.
 
 
@@ -178,6 +187,20 @@ def test_without_a_file_the_counts_are_printed(workspace: Workspace, tmp_path: P
     done = command("flw", workspace.path, "--batch", batch.removeprefix("batch_")[:8])
     assert (done.returncode, done.stdout.split()[0]) == (1, batch)
     assert done.stdout.endswith("in.jsonl: 2 completed, 1 failed of 3\n")
+
+
+def test_the_counts_as_json_are_openais_type(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = queue(workspace, tmp_path, [chat("a"), b"nonsense"])
+    assert write_batch(workspace, batch, None, as_json=True) == 3
+    answer_all(workspace)
+    assert write_batch(workspace, batch, None, as_json=True) == 1
+    before, after = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (before["status"], after["status"]) == ("in_progress", "completed")
+    assert (after["id"], after["file"]) == (batch, "in.jsonl")
+    counts = BatchRequestCounts.model_validate(after["request_counts"], strict=True)
+    assert (counts.total, counts.completed, counts.failed, counts.model_extra) == (2, 1, 1, {})
 
 
 def test_the_batches_are_listed(workspace: Workspace, tmp_path: Path) -> None:
@@ -303,6 +326,15 @@ def test_waiting_for_what_nobody_is_going_to_queue_ends(workspace: Workspace, tm
     assert done.returncode == 3
     assert done.stderr == "flw: 2 requests not queued, as wrk was interrupted: wrk --batch in.jsonl goes on there\n"
     assert done.stdout.endswith("1 completed, 0 failed, 2 in progress of 3\n")
+
+
+def test_of_a_batch_that_was_hardly_begun_nothing_is_written(workspace: Workspace, tmp_path: Path, out: Path) -> None:
+    batch = queue(workspace, tmp_path, [chat("a")])
+    (Path(workspace.batch(batch)) / "ledger.jsonl").unlink()
+    done = command("flw", "-w", workspace.path, "--batch", batch, "-o", out)
+    reason = f"flw: nothing of {batch} is queued yet: wrk --batch with its file goes on there\n"
+    assert (done.returncode, done.stdout, done.stderr, out.exists()) == (3, "", reason, False)
+    assert command("flw", workspace.path, "--batches").stdout == ""
 
 
 def test_waiting_without_a_daemon_says_so(workspace: Workspace, tmp_path: Path) -> None:
