@@ -35,6 +35,7 @@ many at once:
   wrk ~/work "Review this:" --each 'src/*.py'  a job for each file
   wrk ~/work --jsonl jobs.jsonl                a job for each object: {"prompt": "...", "temp": 0, "tags": ["x"]}
   wrk ~/work --jsonl rows.jsonl --template 'Is {name} a {kind}?'
+  wrk ~/work --batch in.jsonl                  the requests of an OpenAI batch file; flw --batch collects them
 
 one after another:
   id=$(wrk ~/work "Write a limerick.")
@@ -298,6 +299,8 @@ def main(argv: list[str] | None = None) -> int:
             workspace.check()
         except WorkspaceError as error:
             parser.exit(2, f"wrk: {error}\n")
+        if options.again and options.batch is None:
+            raise SettingError("--again is for a file that was queued before: it goes with --batch FILE")
         orders = read_orders(options, workspace, everything=everything)
         if options.batch is not None:
             return queue_batch_file(options, workspace, orders)

@@ -76,7 +76,7 @@ ALLOWED = {
     },
     "flw": {
         *("workspace", "selection", "which", "listing", "collect", "waiting", "verbs", "job", "arguments"),
-        *("live", "terminal", "errors"),
+        *("live", "batch", "terminal", "errors"),
     },
     "llama": {"llama", "errors"},
     "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "errors"},
