@@ -71,7 +71,8 @@ def list_batches(workspace: Workspace) -> int:
     ledgers = [Ledger(workspace, each) for each in batch_ids(workspace)]
     counted = [(ledger, _count(Responses(workspace, ledger), ledger)) for ledger in ledgers]
     for ledger, counts in sorted(counted, key=lambda pair: pair[0].head.created if pair[0].head else 0):
-        _print_counts(ledger, counts, as_json=False)
+        if ledger.head:
+            _print_counts(ledger, counts, as_json=False)
     return DONE
 
 

@@ -204,7 +204,7 @@ def _vector(answer: str) -> list[float]:
         vector = json.loads(answer)
     except (ValueError, RecursionError):
         vector = None
-    if not isinstance(vector, list):
+    if not isinstance(vector, list) or not all(isinstance(number, int | float) for number in vector):
         raise _FailedError("answer_damaged", "the answer is no vector")
     return vector
 

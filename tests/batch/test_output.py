@@ -170,7 +170,7 @@ def test_vectors_of_another_length_than_asked_for_are_an_error(
 
 def test_an_answer_that_is_no_vector_is_an_error(workspace: Workspace, tmp_path: Path, out: Path, err: Path) -> None:
     batch = queue(workspace, tmp_path, [embedding("a", "x"), embedding("b", "y", encoding_format="base64")])
-    answer_all(workspace, lambda prompt: "nonsense" if prompt == "x" else '{"a": 1}')
+    answer_all(workspace, lambda prompt: "nonsense" if prompt == "x" else '["a"]')
     assert command("flw", workspace.path, "--batch", batch, "-o", out).returncode == 1
     assert [line["error"]["code"] for line in read_lines(err)] == ["answer_damaged"] * 2
 
