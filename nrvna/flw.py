@@ -254,9 +254,6 @@ def main(argv: list[str] | None = None) -> int:
         abandon_stdout()
         return DONE
     except OSError as error:
-        if error.filename:
-            print(f"flw: cannot write {one_line(str(error.filename))}: {error.strerror}", file=sys.stderr)
-            return USAGE
         abandon_stdout()
         print(f"flw: standard output failed: {error.strerror}", file=sys.stderr)
         return USAGE

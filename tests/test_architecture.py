@@ -162,10 +162,9 @@ def users_of(*attributes: str) -> set[str]:
 
 
 def test_only_submission_lease_and_what_comes_after_move_jobs() -> None:
-    # And one puts a file of a user's into its place.
     assert users_of("rename", "renames", "replace") == {"files.py"}
     movers = {path.name for path in SOURCES if names_imported_by(path, "nrvna.files") & {"move", "replace"}}
-    assert movers == {"submit.py", "lease.py", "finished.py", "output.py"}
+    assert movers == {"submit.py", "lease.py", "finished.py"}
 
 
 def test_only_the_files_room_waits_for_the_disk() -> None:

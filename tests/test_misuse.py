@@ -128,7 +128,7 @@ WRONG = {
     "flw --follow work": "flw --follow WORKSPACE ID",
     "flw --receipt work": "flw --receipt WORKSPACE ID",
     "flw --batch none work": "no batch 'none' in work … wrk --batch",
-    "flw --batch none work ID": "'ID' is one too many … flw --batch BATCH WORKSPACE",
+    "flw --batch none work ID": "a batch goes without jobs … flw --batch BATCH WORKSPACE",
     "flw -o out.jsonl work": "-o and --errors are for a batch … flw --batch BATCH -o FILE WORKSPACE",
     # nrvnad
     "nrvnad": "MODEL",

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from os.path import dirname, join, realpath, split, splitext
+from os.path import splitext
 from typing import Any
 
 from nrvna.batch.ledger import Ledger, batch_ids, find_batch
 from nrvna.batch.response import Responses, State
-from nrvna.files import encode, replace, sync
+from nrvna.errors import WorkspaceError
+from nrvna.files import encode, whole_file
 from nrvna.terminal import printable
 from nrvna.workspace import Workspace
 
@@ -43,8 +43,8 @@ def write_batch(
     ``output`` the counts are printed, as JSON if asked for; without ``errors`` these go beside it, as
     "out_errors.jsonl" beside "out.jsonl", where there are any. With ``wait``, once all is finished.
 
-    Returns 0 if all is done, 1 if some requests failed, 3 if some are unfinished. Raises JobNotFoundError,
-    WorkspaceError, and OSError, with its filename, if a file cannot be written.
+    Returns 0 if all is done, 1 if some requests failed, 3 if some are unfinished. Raises JobNotFoundError
+    and WorkspaceError, also if a file cannot be written, which is then as it was before.
     """
     ledger = Ledger(workspace, find_batch(workspace, batch))
     if wait:
@@ -125,33 +125,33 @@ def _write(
         errors = f"{stem}_errors{ending}"
     counts: Counter[State] = Counter({_unknown(responses): _total(ledger) - len(ledger)})
     with ExitStack() as opened:
-        answers = opened.enter_context(_File(output))
-        failures = opened.enter_context(_File(errors)) if errors is not None else None
-        waiting: list[tuple[_File, bytes]] = []
+        writers = {State.COMPLETED: opened.enter_context(_writing(output))}
+        waiting: list[tuple[State, bytes]] = []
         size = 0
 
         def write() -> None:
             # Whoever gets an answer may rely on it, also after a power cut in this very moment.
             workspace.confirm()
-            for file, line in waiting:
-                file.write(line)
+            for state, data in waiting:
+                writers[state](data)
             waiting.clear()
 
+        if errors is not None and os.path.lexists(errors):
+            # What an earlier call wrote there may be over.
+            writers[State.FAILED] = opened.enter_context(_writing(errors))
         for entry in ledger.entries():
             state, line = responses.line(entry)
             counts[state] += 1
-            file = {State.COMPLETED: answers, State.FAILED: failures}.get(state)
-            if file is not None:
+            if state is State.FAILED and errors is not None and state not in writers:
+                writers[state] = opened.enter_context(_writing(errors))
+            if state in writers:
                 data = _as_line(line)
-                waiting.append((file, data))
+                waiting.append((state, data))
                 size += len(data)
             if len(waiting) >= _GROUP or size >= _GROUP_BYTES:
                 write()
                 size = 0
         write()
-        if failures is not None:
-            failures.commit(only_if_needed=True)
-        answers.commit()
     _say_written(counts, output, errors)
     return counts
 
@@ -174,73 +174,32 @@ def _say_written(counts: Counter[State], output: str, errors: str | None) -> Non
     print(f"flw: {', '.join(parts)}", file=sys.stderr)
 
 
-class _File:
-    """A file of a user's, written beside its place and put there when it is whole.
-
-    Where there is something else than a file, such as a pipe, or for "-", it is written to at once.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        # A link stays one.
-        self._target = realpath(path)
-        self._beside: str | None = None
-        self._is_empty = True
-        with _named(path):
-            if path == "-":
-                sys.stdout.flush()
-                self._descriptor = os.dup(1)
-            elif _is_special(self._target):
-                self._descriptor = os.open(self._target, os.O_WRONLY | os.O_CLOEXEC)
-            else:
-                folder, name = split(self._target)
-                self._beside = join(folder, f".{name}.{os.getpid()}")
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._descriptor = os.open(self._beside, flags, 0o666)
-
-    def __enter__(self) -> _File:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-        if self._beside is not None:
-            with suppress(OSError):
-                os.unlink(self._beside)
-
-    def write(self, data: bytes) -> None:
-        self._is_empty = False
-        view = memoryview(data)
-        with _named(self._path):
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-
-    def commit(self, *, only_if_needed: bool = False) -> None:
-        """Put it into its place. An empty one may be needed there only in place of an older one."""
-        if self._beside is None or (only_if_needed and self._is_empty and not os.path.lexists(self._target)):
-            return
-        with _named(self._path):
-            sync(self._beside)
-            replace(self._beside, self._target)
-            self._beside = None
-            sync(dirname(self._target))
-
-
 @contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Names the file in what the system refuses; a pipe that nobody reads any more stays what it is."""
+def _writing(path: str) -> Iterator[Callable[[bytes], None]]:
+    """A function that writes to a file of that name, see whole_file, or to standard output for "-".
+
+    Raises WorkspaceError that names it if it cannot be written, and BrokenPipeError if nobody reads it any more.
+    """
     try:
-        yield
+        if path == "-":
+            yield _print_bytes
+        else:
+            with whole_file(path) as write:
+                yield write
+    except (WorkspaceError, BrokenPipeError):
+        raise
+    except OSError as error:
+        raise WorkspaceError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _print_bytes(data: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
-
-
-def _is_special(path: str) -> bool:
-    try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
-    except OSError:
-        return False
+        raise WorkspaceError(f"standard output failed: {error.strerror}") from error
 
 
 def _wait(workspace: Workspace, ledger: Ledger) -> None:
