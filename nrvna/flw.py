@@ -45,6 +45,8 @@ examples:
   flw ~/work --state failed      what went wrong
   flw -w ~/work --tag review     wait for all that have this tag
   flw ~/work --jsonl             every job with all that is known of it, for programs
+  flw --batch BATCH ~/work -o out.jsonl
+                                 a batch file's answers, as far as they are there
 
 An ID is a job's id, its beginning, its end (4 characters or more), or @1 for the newest job, @2 for
 the one before.
@@ -90,6 +92,10 @@ def make_parser(verb: str = "") -> Parser:
     shown.add_argument("--jsonl", action="store_true", help="the same as a JSON object on each line")
     shown.add_argument("--watch", action="store_true", help="watch the jobs until all are finished")
     shown.add_argument("--cancel", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", metavar="BATCH", help="how the requests of a batch file are doing")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the batch's answers, - is standard output")
+    parser.add_argument("--errors", metavar="FILE", help="with -o: where its failures go, if not beside FILE")
+    parser.add_argument("--batches", action="store_true", help="list the batches")
     parser.add_argument("-n", "--newest", type=natural, metavar="N", help=f"list so many jobs, not {SHOWN}")
     parser.add_argument("-a", "--all", action="store_true", help="list every job")
     return parser
@@ -101,6 +107,14 @@ def look(parser: Parser, options: argparse.Namespace) -> int:
     workspace.check()
     selection = selection_of(parser, options)
     _check(parser, options, selection)
+    if options.batch is not None or options.batches:
+        # Imported here: most calls are about jobs.
+        from nrvna.batch.output import list_batches, write_batch
+
+        if options.batch is None:
+            return list_batches(workspace)
+        about = {"wait": options.wait, "as_json": options.json or options.jsonl}
+        return write_batch(workspace, options.batch, options.output, errors=options.errors, **about)
     if options.watch:
         # Imported here: only this needs to draw.
         from nrvna.live.watch import watch
@@ -115,6 +129,10 @@ def look(parser: Parser, options: argparse.Namespace) -> int:
 def _check(parser: Parser, options: argparse.Namespace, selection: Selection) -> None:
     if options.ids and options.ids[0] in VERBS:
         parser.error(f"the verb comes first: flw {options.ids[0]} {options.workspace} ...")
+    if options.batch is None and (options.output is not None or options.errors is not None):
+        parser.error("-o and --errors are for a batch: flw --batch BATCH -o FILE WORKSPACE")
+    if (options.batch is not None or options.batches) and (selection.names or selection.filters):
+        parser.error("a batch goes without jobs and what chooses them: flw --batch BATCH WORKSPACE")
     if options.watch and selection.names:
         parser.error("--watch is of a whole workspace: leave out the ID, or follow it with flw -f WORKSPACE ID")
     if options.watch and (selection.filters or options.wait or options.all or options.newest):

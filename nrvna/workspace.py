@@ -7,7 +7,8 @@
     .nrvna/                    context.txt, for every job; wake, a FIFO that tells an idle daemon of a new job;
                                clock, whose time is that of the newest id, for when the clock is set back;
                                keys/, which job is that of a key; priority/, which jobs are to start out of turn;
-                               nrvnad.log, of a daemon that runs by itself
+                               nrvnad.log, of a daemon that runs by itself;
+                               batches/<id>/, which jobs answer the lines of a batch file, see batch/ledger.py
 
 This module, submit.py, by which jobs come in, lease.py, which is a daemon's side, and finished.py, by which jobs are
 asked again or removed, are the only ones that name these folders and files, and the only ones that move them. A job's
@@ -123,6 +124,7 @@ class Workspace:
         self.clock = join(self.private, "clock")
         self.keys = join(self.private, "keys")
         self.priority = join(self.private, "priority")
+        self.batches = join(self.private, "batches")
 
     @property
     def context_file(self) -> str:
@@ -133,6 +135,10 @@ class Workspace:
     def log_file(self) -> str:
         """Where a daemon logs that runs by itself and was not told another place."""
         return join(self.private, "nrvnad.log")
+
+    def batch(self, batch_id: str) -> str:
+        """The folder of what is known of a batch."""
+        return join(self.batches, batch_id)
 
     # Making and opening.
 
@@ -180,7 +186,7 @@ class Workspace:
 
     def _own_folders(self) -> tuple[str, ...]:
         jobs = (self.path, self.input, self.processing, self.output, self.failed)
-        return *jobs, self.private, self.keys, self.priority
+        return *jobs, self.private, self.keys, self.priority, self.batches
 
     # Submitting.
 

@@ -35,6 +35,7 @@ many at once:
   wrk ~/work "Review this:" --each 'src/*.py'  a job for each file
   wrk ~/work --jsonl jobs.jsonl                a job for each object: {"prompt": "...", "temp": 0, "tags": ["x"]}
   wrk ~/work --jsonl rows.jsonl --template 'Is {name} a {kind}?'
+  wrk ~/work --batch in.jsonl                  the requests of an OpenAI batch file; flw --batch collects them
 
 one after another:
   id=$(wrk ~/work "Write a limerick.")
@@ -46,10 +47,10 @@ with -w those of flw
 
 # With these alone, nothing is asked that takes long to look at.
 _PLAIN_OPTIONS = (
-    *("-", "--", "-f", "--file", "--lines", "--jsonl", "--each", "--template"),
+    *("-", "--", "-f", "--file", "--lines", "--jsonl", "--each", "--template", "--batch", "--again"),
     *("-w", "--wait", "--tag", "--priority", "--after", "--key", "--timeout", "--model", "--init"),
 )
-_PILES = ("lines", "jsonl", "each")
+_PILES = ("lines", "jsonl", "each", "batch")
 
 
 def pipe_is_waiting() -> bool:
@@ -90,10 +91,12 @@ def make_parser(*, everything: bool = True) -> Parser:
     pile.add_argument(
         "--jsonl", metavar="FILE", help="a job for each line of FILE, a JSON object; - for standard input"
     )
+    pile.add_argument("--batch", metavar="FILE", help="the requests of an OpenAI batch file; prints the batch's id")
     pile.add_argument(
         "--each", action="append", metavar="PATTERN", help="a job for each file that matches, as in 'src/**/*.py'"
     )
     add = parser.add_argument_group("how it is queued").add_argument
+    add("--again", action="store_true", help="with --batch: queue the file anew if it was queued before")
     add(
         "--template",
         metavar="TEXT",
@@ -212,6 +215,19 @@ def _say_nothing(_: list[str]) -> None:
     """Who waits is given the answers."""
 
 
+def queue_batch_file(options: argparse.Namespace, workspace: Workspace, orders: list[Order]) -> int:
+    """The requests of a batch file; the exit code. Raises as submitting does, and OSError."""
+    # Imported here: it reads the table of settings.
+    from nrvna.batch.queueing import queue_batch
+
+    names = {"prompt": "a prompt", **{name: f"--{name}" for name in ("file", "template", "key", "wait")}}
+    surplus = [called for name, called in names.items() if getattr(options, name)] + ["-n"] * (len(orders) > 1)
+    if surplus:
+        raise SettingError(f"{' and '.join(surplus)} has no place beside --batch: its file says what is asked")
+    base = orders[0]._replace(tags=tuple(_words_of(options.tag)))
+    return queue_batch(workspace, options.batch, base=base, again=options.again)
+
+
 def _opened(path: str) -> int:
     if path == "-":
         return sys.stdin.fileno()
@@ -283,7 +299,11 @@ def main(argv: list[str] | None = None) -> int:
             workspace.check()
         except WorkspaceError as error:
             parser.exit(2, f"wrk: {error}\n")
+        if options.again and options.batch is None:
+            raise SettingError("--again is for a file that was queued before: it goes with --batch FILE")
         orders = read_orders(options, workspace, everything=everything)
+        if options.batch is not None:
+            return queue_batch_file(options, workspace, orders)
         if is_pile:
             ids, refused = queue_pile(options, workspace, orders)
         else:

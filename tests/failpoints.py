@@ -211,6 +211,19 @@ def wrk_lines(path: str, _: str, fault: list[Any], prompts: list[str]) -> int:
     return code
 
 
+def wrk(path: str, fault: list[Any], argv: list[str]) -> int:
+    """Any call of it; the exit code."""
+    from nrvna.wrk import main
+
+    _workspace, points, _insist = _prepare(path, fault)
+    try:
+        code = main(argv)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    say(count=points.count, struck=points.struck)
+    return code
+
+
 def cancel_first(path: str, _: str, fault: list[Any], _prompts: list[str]) -> None:
     workspace, points, insist = _prepare(path, fault)
     [job, *_others] = workspace.jobs()

@@ -42,9 +42,10 @@ ALLOWED = {
     "control": {"config", "files", "terminal", "workspace", "errors"},
     "tune": {"config", "engine", "terminal", "errors"},
     "grammar": {"grammar", "errors"},
+    "batch": {"batch", "workspace", "job", "order", "task", "config", "grammar", "files", "terminal", "errors"},
     "wrk": {
         *("workspace", "order", "prompts", "pile", "ask", "collect", "selection", "durations", "arguments"),
-        *("terminal", "errors"),
+        *("batch", "terminal", "errors"),
     },
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
     "daemon": {
@@ -75,7 +76,7 @@ ALLOWED = {
     },
     "flw": {
         *("workspace", "selection", "which", "listing", "collect", "waiting", "verbs", "job", "arguments"),
-        *("live", "terminal", "errors"),
+        *("live", "batch", "terminal", "errors"),
     },
     "llama": {"llama", "errors"},
     "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "errors"},
@@ -111,7 +112,11 @@ def test_a_room_imports_only_the_rooms_it_may(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for folder in ("", "grammar", "live", "completion") for path in sorted((PACKAGE / folder).glob("*.py"))],
+    [
+        path
+        for folder in ("", "grammar", "live", "completion", "batch")
+        for path in sorted((PACKAGE / folder).glob("*.py"))
+    ],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_daemon_and_tools_import_the_standard_library_alone(path: Path) -> None:
@@ -135,7 +140,7 @@ def test_no_tool_loads_numpy_cffi_or_the_model(module: str) -> None:
 
 def test_wrk_and_flw_load_nothing_of_the_engine() -> None:
     for module in ("nrvna.wrk", "nrvna.flw"):
-        assert not any(name.startswith("nrvna.engine") for name in loaded_by(module))
+        assert not any(name.startswith(("nrvna.engine", "nrvna.batch")) for name in loaded_by(module))
 
 
 def test_the_daemon_loads_only_the_engines_end_of_the_pipe() -> None:

@@ -74,6 +74,15 @@ WRONG = {
     "wrk work Hi. --template-kwargs '[1]'": "--template-kwargs: … a JSON object",
     "wrk work Hi. --template-kwargs '{'": "--template-kwargs is no JSON",
     "wrk work Hi. --rerank empty.txt": "--rerank empty.txt is empty … each line",
+    # wrk: batch files
+    "wrk work --batch": "--batch: expected one argument",
+    "wrk work --batch none.jsonl": "cannot read none.jsonl: No such file",
+    "wrk work --batch empty.txt": "empty.txt: there is no request in it … a JSON object on each line",
+    "wrk work --batch twice.jsonl": "twice.jsonl: the same custom_id stands there twice: 'a' in lines 1 and 2",
+    "wrk work Hi. --batch twice.jsonl": "a prompt has no place beside --batch … its file",
+    "wrk work --batch twice.jsonl --system Ahoy.": "beside settings … must stand in the batch file",
+    "wrk work --batch twice.jsonl --lines words.txt": "--lines: not allowed with argument --batch",
+    "wrk work Hi. --again": "--again … with --batch FILE",
     # flw
     "flw": "arguments are required: WORKSPACE",
     "flw nowhere": "no workspace nowhere",
@@ -118,6 +127,9 @@ WRONG = {
     "flw --wait=1 work": "--wait … '1'",
     "flw --follow work": "flw --follow WORKSPACE ID",
     "flw --receipt work": "flw --receipt WORKSPACE ID",
+    "flw --batch none work": "no batch 'none' in work … wrk --batch",
+    "flw --batch none work ID": "a batch goes without jobs … flw --batch BATCH WORKSPACE",
+    "flw -o out.jsonl work": "-o and --errors are for a batch … flw --batch BATCH -o FILE WORKSPACE",
     # nrvnad
     "nrvnad": "MODEL",
     "nrvnad m.gguf": "nrvnad MODEL WORKSPACE",
@@ -152,6 +164,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "m.gguf": b"GGUF",
         "empty.txt": b"",
         "words.txt": b"a\nb\n",
+        "twice.jsonl": b'{"custom_id": "a"}\n{"custom_id": "a"}\n',
         "latin.txt": b"\xff",
         "bad.json": b"{bad",
         "bad-schema.json": b'{"type": "nonsense"}',

@@ -16,6 +16,7 @@ README = (ROOT / "README.md").read_text()
 
 def example(word: str) -> str:
     """The one program of the README that has a word in it."""
+    code: str
     [code] = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in code]
     return code
 
