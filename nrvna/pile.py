@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from nrvna.errors import JobError, SettingError, SubmitError
-from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies
+from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies, encode_prompt
 from nrvna.prompts import Template, compose, quoted_file, read_file
 from nrvna.workspace import Workspace
 
@@ -58,10 +58,10 @@ class Recipe(NamedTuple):
             prompt = compose([self.template.fill(row.fields)], self.files, None)
         elif row.asks is not None:
             # Imported here: it takes longer than most piles.
-            from nrvna.ask import read_object
+            from nrvna.asked import read_object
 
             text, orders = read_object(row.asks, orders)
-            prompt = compose(self.words, self.files, text)
+            prompt = compose(self.words, self.files, encode_prompt(text))
         else:
             prompt = compose(self.words, self.files, row.text() if row.text else None)
         key = self.key.fill(row.fields) if self.key else None

@@ -167,8 +167,8 @@ def test_bad_objects_are_named_by_line_and_do_not_stop_the_others(workspace: Wor
         "wrk: line 3 is no JSON object",
         'wrk: line 4: "prompt" is 3, but must be text',
         'wrk: line 5: "prompt" is missing',
-        "wrk: line 6: there is no 'tmep' to ask for",
-        "wrk: line 7: the job's temp is 'hot', but must be a number from 0 to 10",
+        "wrk: line 6: tmep is nothing that can be asked of a job: did you mean temp?",
+        "wrk: line 7: temp is 'hot', but must be a number from 0 to 10",
         "wrk: line 8: ",
     ]
     assert len(complaints) == len(expected)
