@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +11,7 @@ from functools import partial
 from nrvna.errors import WorkspaceError
 from nrvna.job import Job, JobState
 from nrvna.outlook import outlook
-from nrvna.terminal import complain, printable
+from nrvna.terminal import complain, pager, printable
 from nrvna.waiting import POLL_S, WARN_AFTER_S, Waiting
 from nrvna.workspace import Workspace
 
@@ -181,8 +180,8 @@ def in_pager(print_it: Callable[[], int]) -> int:
 
     Returns the exit code. Raises WorkspaceError if the pager cannot be run.
     """
-    pager = os.environ.get("PAGER", "less -R").strip()
-    if not sys.stdout.isatty() or pager in ("", "cat"):
+    command = pager()
+    if not sys.stdout.isatty() or command in ("", "cat"):
         return print_it()
     import io
     import signal
@@ -195,10 +194,10 @@ def in_pager(print_it: Callable[[], int]) -> int:
     # Ctrl-C is for the pager.
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        ended = subprocess.run(pager, shell=True, input=text.encode("utf-8", "replace"), check=False).returncode
+        ended = subprocess.run(command, shell=True, input=text.encode("utf-8", "replace"), check=False).returncode
     finally:
         signal.signal(signal.SIGINT, before)
     # How a shell says that there is no such command, or that it may not be run.
     if ended in (126, 127):
-        raise WorkspaceError(f"the pager {pager!r} cannot be run: set PAGER to another")
+        raise WorkspaceError(f"the pager {command!r} cannot be run: set PAGER to another")
     return code

@@ -1,6 +1,6 @@
 """Settings: one table that yields the variable, the option, the check, the help text and the README's table.
 
-The only module that reads the environment. An option wins over its variable, a variable over the default.
+The only module that reads settings from the environment. An option wins over its variable, and that over the default.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nrvna.errors import SettingError
 
@@ -634,34 +634,6 @@ def starter_descriptor() -> int | None:
 def daemon_environment(starter: int) -> dict[str, str]:
     """The environment of a daemon that tells a descriptor how its start goes."""
     return {**_with_this_package(), _STARTER: str(starter)}
-
-
-class Terminal(NamedTuple):
-    """What the environment says of the terminal. ``is_dumb``: it can but print, line after line.
-
-    ``is_ascii``: the locale knows no more than that. ``reflows``: it breaks lines anew when its window gets narrower.
-    """
-
-    is_dumb: bool
-    has_colour: bool
-    is_ascii: bool
-    reflows: bool
-
-
-def terminal(environ: Mapping[str, str] | None = None) -> Terminal:
-    """The terminal that this process was started on."""
-    found = os.environ if environ is None else environ
-    name = found.get("TERM", "")
-    is_dumb = name in ("", "dumb")
-    locale = found.get("LC_ALL") or found.get("LC_CTYPE") or found.get("LANG", "")
-    if locale == "C.UTF-8" and not found.get("LC_ALL"):
-        # Python itself sets LC_CTYPE so where the user asked for C.
-        locale = found.get("LANG") or locale
-    # Most do; xterm, rxvt, the console and GNU screen cut lines off. Within tmux it is tmux that counts.
-    cuts = "XTERM_VERSION" in found or "STY" in found or name.startswith(("rxvt", "linux", "vt"))
-    return Terminal(
-        is_dumb, not (is_dumb or found.get("NO_COLOR")), locale in ("C", "POSIX"), "TMUX" in found or not cuts
-    )
 
 
 def engine_environment(config: Config) -> dict[str, str]:

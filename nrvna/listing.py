@@ -13,7 +13,7 @@ from nrvna.durations import ago
 from nrvna.files import read_head
 from nrvna.job import Job, JobState
 from nrvna.selection import Glance, queued_at, read_order, resettled
-from nrvna.terminal import has_colour, printable
+from nrvna.terminal import printable, terminal
 
 SHOWN = 20
 # So many lines are made before the first of them is printed.
@@ -134,7 +134,7 @@ def print_list(glance: Glance, jobs: Sequence[Job]) -> None:
     columns = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) if is_terminal else _PIPE_COLUMNS
     short = is_terminal and columns < _FULL_ID_COLUMNS
     names = glance.short_names(jobs) if short else {job.id: printable(job.id) for job in jobs}
-    table = Table(columns, colour=is_terminal and has_colour())
+    table = Table(columns, colour=is_terminal and terminal().has_colour)
     is_long = len(jobs) > _AT_ONCE
     widths = Widths(
         max(map(columns_of, names.values()), default=0), 7 if is_long else 0, 6 if is_long or is_terminal else 0

@@ -1,9 +1,14 @@
-"""The standard streams as the command line tools use them: any of them may be closed, and some are terminals."""
+"""The standard streams as the command line tools use them: any of them may be closed, and some are terminals.
+
+What the environment says of the terminal, in variables that are all tools' alike, is read here.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from typing import NamedTuple
 
 _tool = "nrvna"
 
@@ -25,9 +30,37 @@ def open_streams(tool: str) -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
 
 
-def has_colour() -> bool:
-    """Whether a terminal may be shown colours: its user has not asked for none, and it knows some."""
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
+class Terminal(NamedTuple):
+    """What the environment says of the terminal. ``is_dumb``: it can but print, line after line.
+
+    ``is_ascii``: the locale knows no more than that. ``reflows``: it breaks lines anew when its window gets narrower.
+    """
+
+    is_dumb: bool
+    has_colour: bool
+    is_ascii: bool
+    reflows: bool
+
+
+def terminal(environ: Mapping[str, str] | None = None) -> Terminal:
+    """The terminal that this process was started on."""
+    found = os.environ if environ is None else environ
+    name = found.get("TERM", "")
+    is_dumb = name in ("", "dumb")
+    locale = found.get("LC_ALL") or found.get("LC_CTYPE") or found.get("LANG", "")
+    if locale == "C.UTF-8" and not found.get("LC_ALL"):
+        # Python itself sets LC_CTYPE so where the user asked for C.
+        locale = found.get("LANG") or locale
+    # Most do; xterm, rxvt, the console and GNU screen cut lines off. Within tmux it is tmux that counts.
+    cuts = "XTERM_VERSION" in found or "STY" in found or name.startswith(("rxvt", "linux", "vt"))
+    return Terminal(
+        is_dumb, not (is_dumb or found.get("NO_COLOR")), locale in ("C", "POSIX"), "TMUX" in found or not cuts
+    )
+
+
+def pager() -> str:
+    """The command that the user reads long texts with; empty where that is none."""
+    return os.environ.get("PAGER", "less -R").strip()
 
 
 def complain(message: str) -> None:

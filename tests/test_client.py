@@ -174,7 +174,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"raw": 1}, "the task's raw must be true or false"),
     (
         {"raw": True, "system": "x"},
-        "a raw prompt stands alone: no system message, no messages, no template variables",
+        "a raw prompt stands alone: no system message, no messages, no role, no variables",
     ),
     ({"messages": [{"role": "robot", "content": "x"}]}, "message 1 of the task has the role 'robot'"),
     ({"messages": "x"}, "the task's messages must be a list"),
