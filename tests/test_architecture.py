@@ -42,9 +42,11 @@ ALLOWED = {
     "wrk": {"workspace", "order", "prompts", "pile", "ask", "durations", "arguments", "terminal", "errors"},
     "flw": {"workspace", "lease", "job", "live", "arguments", "terminal", "columns", "config", "errors"},
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
+    "placement": {"config", "engine", "errors"},
+    "replica": {"placement", "engine", "lease"},
     "daemon": {
         *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
-        *("engine", "terminal", "arguments", "control", "tune"),
+        *("engine", "placement", "replica", "terminal", "arguments", "control", "tune"),
     },
     "tools": {"wrk", "flw", "daemon"},
     "manual": {"tools", "arguments", "config"},
@@ -150,13 +152,15 @@ def names_imported_by(path: Path, module: str) -> set[str]:
 def test_only_the_runner_touches_the_model_of_the_engine() -> None:
     users = {path.name for path in (PACKAGE / "engine").glob("*.py") if "nrvna.llama" in imports_of(path)}
     # prompt.py and renderer.py tokenise, chain.py says what a sampler is made of, check.py looks at a model without
-    # running it, two try it out before it serves, embedder.py and encoder.py run it for jobs that want no text.
+    # running it, two try it out before it serves, embedder.py and encoder.py run it for jobs that want no text,
+    # devices.py looks for GPUs before there is a model.
     assert users == {
         "runner.py",
         "prompt.py",
         "renderer.py",
         "chain.py",
         "check.py",
+        "devices.py",
         "shape.py",
         "reproducible.py",
         "embedder.py",
