@@ -350,10 +350,12 @@ class Daemon:
                     limit_s = held.claim.order.timeout
                     self._fail(held.claim, f"no answer within its timeout of {limit_s:g} s", "timeout")
 
-    def _finish(self, claim: Claim, answer: str, receipt: Receipt, beside: dict[str, bytes]) -> None:
+    def _finish(
+        self, replica: Replica, claim: Claim, answer: str, receipt: Receipt, beside: dict[str, bytes]
+    ) -> None:
         end = f"cut at the {receipt.finish_reason} limit" if receipt.was_cut else "complete"
         speed = f", {receipt.tokens_per_second} tokens/s" if receipt.generated_tokens else ""
-        done = f"{claim.id} done: {receipt.generated_tokens} tokens, {end}{speed}"
+        done = f"{replica.prefix}{claim.id} done: {receipt.generated_tokens} tokens, {end}{speed}"
 
         def write() -> None:
             self._lease.finish(claim, answer, receipt, beside)
@@ -455,7 +457,7 @@ class Daemon:
                 if held := jobs.get(job_id):
                     claim, receipt, beside = held.claim, Receipt.from_dict(about), unpack_files(packed)
                     if receipt.error is None:
-                        self._finish(claim, answer, receipt, beside)
+                        self._finish(replica, claim, answer, receipt, beside)
                     else:
                         self._file_failure(claim, receipt.error, receipt._replace(attempts=claim.begun + 1), beside)
             case {"refused": job_id, "reason": reason}:

@@ -55,6 +55,10 @@ class EngineProcess:
         self.send({"path": str(path), "model": model, "config": config.to_dict(), "share": list(share), "name": name})
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def has_unsent(self) -> bool:
         """Whether :meth:`flush` has something to do once ``stdin`` can be written."""
         return bool(self._outbox)
