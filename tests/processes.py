@@ -95,9 +95,13 @@ class DaemonProcess:
 
     def engine_pid(self) -> int:
         """The process that holds the model."""
+        [engine] = self.engine_pids()
+        return engine
+
+    def engine_pids(self) -> list[int]:
+        """Where there are several, in the order in which they were started."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        assert len(children) == 1
-        return int(children[0])
+        return [int(pid) for pid in children]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ask it to end, and return its exit code."""

@@ -49,9 +49,11 @@ ALLOWED = {
         *("batch", "terminal", "errors"),
     },
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
+    "placement": {"config", "engine", "errors"},
+    "replica": {"placement", "engine", "lease"},
     "daemon": {
         *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
-        *("engine", "terminal", "arguments", "control", "tune"),
+        *("engine", "placement", "replica", "terminal", "arguments", "control", "tune"),
     },
     "tools": {"wrk", "flw", "daemon"},
     "manual": {"tools", "arguments", "config"},
@@ -184,13 +186,15 @@ def names_imported_by(path: Path, module: str) -> set[str]:
 def test_only_the_runner_touches_the_model_of_the_engine() -> None:
     users = {path.name for path in (PACKAGE / "engine").glob("*.py") if "nrvna.llama" in imports_of(path)}
     # prompt.py and renderer.py tokenise, chain.py says what a sampler is made of, check.py looks at a model without
-    # running it, two try it out before it serves, embedder.py and encoder.py run it for jobs that want no text.
+    # running it, two try it out before it serves, embedder.py and encoder.py run it for jobs that want no text,
+    # devices.py looks for GPUs before there is a model.
     assert users == {
         "runner.py",
         "prompt.py",
         "renderer.py",
         "chain.py",
         "check.py",
+        "devices.py",
         "shape.py",
         "reproducible.py",
         "embedder.py",
