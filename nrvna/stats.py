@@ -159,13 +159,15 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
     for number, model in enumerate(found["models"]):
         label = "" if number else "models"
         speed = f", {model['tokens_per_second']:,} a second" if model["tokens_per_second"] else ""
-        yield f"{label:<10}{printable(model['model'])}: {model['jobs']} jobs, {model['generated']:,} tokens{speed}"
+        count = f"{model['jobs']} job{'s' if model['jobs'] != 1 else ''}"
+        yield f"{label:<10}{printable(model['model'])}: {count}, {model['generated']:,} tokens{speed}"
     failures = found["failures"]
     for number, failure in enumerate(failures[:_REASONS_SHOWN]):
         label = "" if number else "failures"
         yield f"{label:<10}{failure['jobs']} × {printable(failure['reason'])}"
     if len(failures) > _REASONS_SHOWN:
-        yield f"{'':<10}and {len(failures) - _REASONS_SHOWN} other reasons: --json has them all"
+        others = len(failures) - _REASONS_SHOWN
+        yield f"{'':<10}and {others} other reason{'s' if others != 1 else ''}: --json has them all"
 
 
 def _length(seconds: float) -> str:
