@@ -14,6 +14,7 @@ a prompt, one line's worth, command how its job goes:
     HANG            nothing more is ever heard of the engine
     PARENT          takes the daemon down as well
 
+Where several engines share a machine, the one of a number cannot start while ``MODEL.broken-NUMBER`` exists.
 What is resumed is trusted, as a model's engine trusts it: tokens of another job, or torn ones, show in the answer.
 """
 
@@ -141,6 +142,7 @@ class Toy:
         while first is None:
             first = next(iter(self._hear(None)), None)
         self._model = first["model"]
+        self._end_if_broken(f"{first['path']}.broken-{first['share'][0]}")
         limits = first["limits"] or {"parallel": 1 << 31, "context": 512}
         self._parallel = min(first["config"]["parallel"] or 4, limits["parallel"])
         context = min(512, limits["context"])
@@ -154,6 +156,11 @@ class Toy:
                 self._obey(message)
             if self._running:
                 self._step()
+
+    def _end_if_broken(self, path: str) -> None:
+        if os.path.exists(path):  # noqa: PTH110 - pathlib would take longer than all the rest
+            self._send({"fatal": "it is broken"})
+            os._exit(1)
 
     def _hear(self, wait_s: float | None) -> list[dict[str, Any]]:
         if not select.select([0], (), (), wait_s)[0]:

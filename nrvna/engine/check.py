@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nrvna.config import Config
 from nrvna.engine.chain import recommendation
+from nrvna.engine.devices import require_gpus
 from nrvna.engine.machine import available_memory
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.shape import MEMORY_SHARE, choose_shape
@@ -26,6 +27,7 @@ def check_model(path: Path, config: Config) -> int:
     """Print what there is to know and a verdict. Returns 0 if the model will work, 1 if not."""
     try:
         load_library(Path(config.llama_dir) if config.llama_dir else None)
+        require_gpus(config)
         model = Model(path, vocab_only=True)
     except NrvnaError as error:
         print(f"verdict       will not work: {error}")
@@ -48,7 +50,7 @@ def _judge(model: Model, path: Path, config: Config) -> tuple[dict[str, str], st
         gpus = [device for device in library.devices() if device.is_gpu] if config.gpu_layers else []
         there = sum(gpu.memory_free for gpu in gpus) or available_memory()
         cell = max(1, model.kv_cache_bytes(1, config.kv_type))
-        shape = choose_shape(model, max(0, int(there * MEMORY_SHARE) - weights) // cell, config)
+        shape = choose_shape(model, max(0, int(there * MEMORY_SHARE / config.replicas) - weights) // cell, config)
         needed = weights + shape.kv_bytes + _OVERHEAD_BYTES
         rows = {
             "file": f"{path} ({_size(weights)})",

@@ -179,7 +179,7 @@ class Engine:
         """
         context, task = self._scheduler.context, request.task
         system = "\n\n".join(part for part in (request.system, task.system) if part and not task.raw)
-        messages = [*task.messages, ("user", request.prompt)]
+        messages = [*task.messages, (task.role, request.prompt)]
         if system:
             messages.insert(0, ("system", system))
         conversation = Conversation(tuple(messages), task.template_kwargs, task.raw)
@@ -312,10 +312,9 @@ class Engine:
             indices = self._runner.decode(plan)
         except DecodeMemoryError as error:
             # Who runs goes on from its tokens, with fewer beside it.
-            if not self._runner.shrink((*self._scheduler.running, *self._scheduler.waiting)):
+            if not self._runner.shrink((*self._scheduler.running, *self._scheduler.waiting), error):
                 raise
             self._rearrange()
-            log.warning("%s: going on with %d jobs at a time", error, self._scheduler.parallel)
             return None
         except NoSlotError:
             if not self._scheduler.shed():

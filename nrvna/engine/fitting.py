@@ -63,7 +63,8 @@ class Fit:
     def room(self, model: Model) -> int:
         """The KV cells for which there is memory, once the weights are loaded."""
         cell = max(1, model.kv_cache_bytes(1, self._config.kv_type))
-        ram = int(available_memory() * MEMORY_SHARE)
+        # Several engines on the processor start at the same time, and each sees all that there is.
+        ram = int(available_memory() * MEMORY_SHARE / self._config.replicas)
         if not self.layers:
             return max(0, ram - model.size_bytes) // cell
         if not self._places:

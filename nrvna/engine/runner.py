@@ -234,7 +234,7 @@ class Runner:
             if owned := self.__dict__.pop(owner, None):
                 owned.close()
 
-    def shrink(self, sequences: Rows[Sequence]) -> bool:
+    def shrink(self, sequences: Rows[Sequence], error: DecodeMemoryError) -> bool:
         """Begin with an empty KV cache for half as many jobs, as the memory to compute was not there.
 
         False if there is but one at a time. Raises ContextError if there is not the memory for that either.
@@ -244,6 +244,8 @@ class Runner:
             return False
         self._context.close()
         parallel = shape.parallel // 2
+        # Before the daemon hears of it: what it is told next is not about that any more.
+        log.warning("%s: going on with %d job%s at a time", error, parallel, "" if parallel == 1 else "s")
         cells = max(shape.context, padded(shape.cells * parallel // shape.parallel))
         self.shape = replace(shape, parallel=parallel, cells=cells, kv_bytes=shape.kv_bytes * cells // shape.cells)
         self._tries(Limits(parallel, shape.context, self._fit.layers))
