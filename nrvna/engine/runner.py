@@ -421,6 +421,10 @@ class Runner:
                 )
             )
         self._context.decode(self._batch)
+        first = next((index for chunk, index in zip(plan, indices, strict=True) if chunk.output), None)
+        if first is not None:
+            # Waits for a device that computes by itself, and puts the rows in order: then several threads may read.
+            self._context.logits(first)
         return indices
 
     def _use(self, adapter: str | None) -> None:
@@ -432,8 +436,6 @@ class Runner:
         """The next token of each answer, from the logits at its index of the batch."""
         if not rows:
             return []
-        # The first look at the logits may reorder them; then several threads may read.
-        self._context.logits(rows[0][1])
         if len(rows) > 1 and self.shape.threads > 1 and len(rows) * self.model.n_vocab >= _PARALLEL_LOGITS:
             return list(self._pool.map(self._sample, rows))
         return [self._sample(row) for row in rows]
