@@ -235,8 +235,9 @@ class Builder:
         ffi.cdef(DECLARATIONS.read_text())
         ffi.set_source(
             module_name(),
-            '#include "llama.h"',
-            include_dirs=[str(build.directory / "include")],
+            '#include "llama.h"\n#include "likeliest.h"',
+            include_dirs=[str(build.directory / "include"), str(KERNELS_SOURCE)],
+            extra_compile_args=["-O3", *_native()],
             library_dirs=[str(build.directory)],
             libraries=["llama", "ggml", "ggml-base"],
             extra_link_args=["-Wl,-rpath,@loader_path" if platform.system() == "Darwin" else "-Wl,-rpath,$ORIGIN"],
@@ -302,9 +303,7 @@ def compile_kernels(tree: Path, libraries: Path, target: Path, *more: str) -> No
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".kernels-") as scratch:
         made = Path(scratch, target.name)
         sources = [str(source) for source in sorted(KERNELS_SOURCE.glob("*.c"))]
-        # They are for x86 alone so far, and not every compiler knows "native" elsewhere.
-        native = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
-        options = ["-std=gnu11", "-O3", *native, *more, "-shared", "-fPIC", "-fvisibility=hidden"]
+        options = ["-std=gnu11", "-O3", *_native(), *more, "-shared", "-fPIC", "-fvisibility=hidden"]
         includes = [f"-I{tree / 'ggml' / folder}" for folder in ("include", "src", "src/ggml-cpu")]
         linked = [f"-L{libraries}", "-lggml-cpu", "-lggml-base", "-ldl", "-lm", "-Wl,-rpath,$ORIGIN"]
         command = [*_compiler("CC"), *options, *sources, *includes, *linked, "-o", str(made)]
@@ -313,6 +312,11 @@ def compile_kernels(tree: Path, libraries: Path, target: Path, *more: str) -> No
             raise BuildError(f"nrvna's kernels did not compile: {done.stderr[-2000:]}")
         # An engine may have the former one loaded.
         made.replace(target)
+
+
+def _native() -> list[str]:
+    """The option to compile for this very processor. Not every compiler knows it elsewhere than on x86."""
+    return ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
 
 
 def _ninja_progress(line: str) -> str | None:

@@ -248,5 +248,9 @@ void llama_sampler_accept(struct llama_sampler * smpl, llama_token token);
 void llama_sampler_apply(struct llama_sampler * smpl, llama_token_data_array * cur_p);
 void llama_sampler_free(struct llama_sampler * smpl);
 
+/* nrvna's own, in kernels/likeliest.h. */
+static int32_t nrvna_sample_likeliest(struct llama_sampler * const * links, int32_t n_links, int32_t n_touching,
+    int32_t keep, const float * logits, int32_t n_vocab, const int32_t * touched, int32_t n_touched);
+
 extern "Python" void nrvna_on_log(enum ggml_log_level level, const char * text, void * user_data);
 extern "Python" bool nrvna_on_progress(float progress, void * user_data);

@@ -26,16 +26,27 @@ class Link(ABC):
     """One sampler of a chain.
 
     ``is_replayable`` says that its state follows from the tokens that were sampled and the number of draws alone, not
-    from the logits that they were sampled from. ``chooses`` says that it ends a chain.
+    from the logits that they were sampled from. ``chooses`` says that it ends a chain. ``touches_few`` says that it
+    leaves all logits as they are, but those of :meth:`names` and of the last :attr:`window` tokens.
     """
 
     is_replayable: ClassVar[bool] = True
     chooses: ClassVar[bool] = False
+    touches_few: ClassVar[bool] = False
 
     @property
     def window(self) -> int:
         """How many of the last tokens it looks back at."""
         return 0
+
+    @property
+    def takes_likeliest(self) -> int:
+        """How many of the likeliest tokens it leaves, whatever the others are; 0 if it is not that simple."""
+        return 0
+
+    def names(self, _: Model, /) -> frozenset[int]:
+        """The tokens whose logits it changes, wherever they are in the text."""
+        return frozenset()
 
     @property
     def only_bans(self) -> bool:
@@ -58,7 +69,12 @@ class LogitBias(Link):
     Raises ValueError in a chain if the vocabulary has no such token.
     """
 
+    touches_few: ClassVar[bool] = True
+
     biases: tuple[tuple[int, float], ...]
+
+    def names(self, _: Model, /) -> frozenset[int]:
+        return frozenset(token for token, _ in self.biases)
 
     @property
     def only_bans(self) -> bool:
@@ -80,7 +96,12 @@ class LogitBias(Link):
 class MinTokens(Link):
     """Makes it impossible to end before ``count`` tokens were sampled. The chain takes it out at that point."""
 
+    touches_few: ClassVar[bool] = True
+
     count: int
+
+    def names(self, model: Model, /) -> frozenset[int]:
+        return frozenset(model.ends)
 
     @property
     def only_bans(self) -> bool:
@@ -100,6 +121,8 @@ class Penalties(Link):
     ``repeat`` divides positive logits and multiplies negative ones, ``frequency`` is taken off for each occurrence
     and ``presence`` once. At 1, 0 and 0 it does nothing.
     """
+
+    touches_few: ClassVar[bool] = True
 
     last_n: int = 64
     repeat: float = 1.0
@@ -124,6 +147,8 @@ class Dry(Link):
     From ``allowed_length`` tokens on, the penalty is ``multiplier * base ** (length - allowed_length)``. ``breakers``
     are texts that no such sequence goes across. Multiplier 0 does nothing.
     """
+
+    touches_few: ClassVar[bool] = True
 
     multiplier: float
     base: float = 1.75
@@ -178,6 +203,10 @@ class TopK(Link):
     """Keeps the ``k`` likeliest tokens; 0 does nothing."""
 
     k: int
+
+    @property
+    def takes_likeliest(self) -> int:
+        return max(0, self.k)
 
     def make(self, _: Model, /) -> Any:
         return load_library().lib.llama_sampler_init_top_k(self.k)
@@ -252,6 +281,10 @@ class Greedy(Link):
     """Chooses the likeliest token."""
 
     chooses: ClassVar[bool] = True
+
+    @property
+    def takes_likeliest(self) -> int:
+        return 1
 
     def make(self, _: Model, /) -> Any:
         return load_library().lib.llama_sampler_init_greedy()

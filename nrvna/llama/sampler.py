@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -45,12 +47,12 @@ class Sampler(Handle):
         if model.suppressed:
             chain.insert(0, banning(model.suppressed))
         # The chain owns what is added to it and frees it.
-        made = []
+        self._made: list[Any] = []
         for link in chain:
-            made.append(link.make(model))
-            lib.llama_sampler_chain_add(self._pointer, made[-1])
+            self._made.append(link.make(model))
+            lib.llama_sampler_chain_add(self._pointer, self._made[-1])
         self._chain = chain
-        self._draw = made[-1] if isinstance(chain[-1], Draw) else None
+        self._draw = self._made[-1] if isinstance(chain[-1], Draw) else None
         self._matcher = Matcher(grammars[0], model) if grammars else None
         self._candidates: NDArray[Any] | None = None
         self._sampled = 0
@@ -59,6 +61,7 @@ class Sampler(Handle):
         self._may_end_from = max((link.count for link in chain if isinstance(link, MinTokens)), default=0)
         #: How many of the last tokens the links look back at.
         self.window = max(link.window for link in chain)
+        self._last: deque[int] = deque(maxlen=max(0, self.window))
         #: Whether :meth:`replay` can rebuild its state.
         self.is_replayable = all(link.is_replayable for link in chain)
         self._count_sampled(0)
@@ -92,7 +95,11 @@ class Sampler(Handle):
         Only the last :attr:`window` of them matter. A grammar begins behind them.
         """
         for token in tokens[-self.window :] if self.window else ():
-            self._lib.llama_sampler_accept(self.pointer, token)
+            self._accept(token)
+
+    def _accept(self, token: int) -> None:
+        self._lib.llama_sampler_accept(self.pointer, token)
+        self._last.append(token)
 
     def replay(self, tokens: Sequence[int], draws: int | None = None) -> None:
         """Bring it to where it was when it had sampled these tokens, without the logits that it sampled them from.
@@ -125,7 +132,7 @@ class Sampler(Handle):
 
     def force(self, token: int) -> None:
         """Let this be the next token, as if it had been chosen. Raises GrammarError if the grammar forbids it."""
-        self._lib.llama_sampler_accept(self.pointer, token)
+        self._accept(token)
         if self._matcher:
             self._matcher.accept(token)
         self._count_sampled(1)
@@ -141,7 +148,7 @@ class Sampler(Handle):
         logits = context.logits(index)
         token = self._largest(logits)
         if token is None:
-            token = self._apply(context, index) if self._matcher is None else self._apply_with_grammar(logits)
+            token = self._apply(context, index, logits) if self._matcher is None else self._apply_with_grammar(logits)
         if self._matcher:
             self._matcher.accept(token)
         self._count_sampled(1)
@@ -155,20 +162,45 @@ class Sampler(Handle):
         allowed = token not in self._banned and (self._matcher is None or self._matcher.allows(token))
         return token if allowed else None
 
-    def _apply(self, context: Context, index: int) -> int:
+    def _apply(self, context: Context, index: int, logits: NDArray[np.float32]) -> int:
+        token = self._choose_likeliest(logits)
+        if token is None:
+            self._count_draw()
+            token = int(self._lib.llama_sampler_sample(self.pointer, context.pointer, index))
+            self._last.append(token)
+        else:
+            self._accept(token)
+        return token
+
+    def _choose_likeliest(self, logits: NDArray[np.float32]) -> int | None:
+        """What the chain takes where it drops all but the likeliest tokens, found among these alone.
+
+        None, with its state as it was, where that is not how it begins or the choice would not be the same.
+        """
+        if not self._takes_likeliest:
+            return None
+        touched = [*self._named.union(self._last)]
+        token = self._lib.nrvna_sample_likeliest(
+            *(self._links, len(self._made), self._touching, self._takes_likeliest),
+            *(self._ffi.from_buffer("float[]", logits), len(logits), touched, len(touched)),
+        )
+        if token < 0:
+            return None
         self._count_draw()
-        return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, index))
+        return int(token)
 
     def _apply_with_grammar(self, logits: NDArray[np.float32]) -> int:
         assert self._matcher is not None
-        token = self._choose(self._among(logits))
+        token = self._choose_likeliest(logits)
+        if token is None:
+            token = self._choose(self._among(logits))
         if not self._matcher.allows(token):
             candidates = self._among(logits)
             self._matcher.restrict(candidates)
             assert self._candidates is not None
             self._candidates["logit"][self._matcher.masked] = -np.inf
             token = self._forced() if self._is_forced() else self._choose(candidates)
-        self._lib.llama_sampler_accept(self.pointer, token)
+        self._accept(token)
         return token
 
     def _choose(self, candidates: Any) -> int:
@@ -214,7 +246,12 @@ class Sampler(Handle):
             for place in reversed(range(len(self._chain))):
                 if isinstance(self._chain[place], MinTokens):
                     self._lib.llama_sampler_free(self._lib.llama_sampler_chain_remove(self.pointer, place))
-                    del self._chain[place]
+                    del self._chain[place], self._made[place]
         *before, last = self._chain
         self._banned = frozenset().union(*(link.bans(self.model) for link in before))
+        touching = list(takewhile(lambda link: link.touches_few, self._chain))
+        self._links = self._ffi.new("struct llama_sampler *[]", self._made)
+        self._touching = len(touching)
+        self._named = frozenset().union(*(link.names(self.model) for link in touching))
+        self._takes_likeliest = self._chain[self._touching].takes_likeliest
         self._takes_largest = isinstance(last, Greedy) and all(link.only_bans for link in before)
