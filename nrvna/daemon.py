@@ -40,7 +40,7 @@ from nrvna.job import JobState, Receipt
 from nrvna.lease import Claim, Lease, recover
 from nrvna.progress import first_line, token_line
 from nrvna.service import Signals, Starter, log_to, notify
-from nrvna.startpage import start_page
+from nrvna.startpage import offloaded, start_page
 from nrvna.task import Task
 from nrvna.terminal import open_streams
 from nrvna.workspace import Workspace
@@ -447,6 +447,8 @@ class Daemon:
         if is_first:
             self._guarded("counting jobs", partial(self._show_start_page, about))
             self._starter.tell({"ready": ""})
+        elif about.offloaded:
+            log.info("offloaded: %s", offloaded(about))
         notify("READY=1")
 
     def _show_start_page(self, about: Ready) -> None:

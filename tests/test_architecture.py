@@ -150,7 +150,8 @@ def names_imported_by(path: Path, module: str) -> set[str]:
 def test_only_the_runner_touches_the_model_of_the_engine() -> None:
     users = {path.name for path in (PACKAGE / "engine").glob("*.py") if "nrvna.llama" in imports_of(path)}
     # prompt.py and renderer.py tokenise, chain.py says what a sampler is made of, check.py looks at a model without
-    # running it, two try it out before it serves, embedder.py and encoder.py run it for jobs that want no text.
+    # running it, two try it out before it serves, embedder.py and encoder.py run it for jobs that want no text,
+    # devices.py asks where its weights went.
     assert users == {
         "runner.py",
         "prompt.py",
@@ -161,4 +162,5 @@ def test_only_the_runner_touches_the_model_of_the_engine() -> None:
         "reproducible.py",
         "embedder.py",
         "encoder.py",
+        "devices.py",
     }

@@ -15,6 +15,7 @@ from typing import Any
 from nrvna import logs
 from nrvna.config import LOG_LEVELS, Config, Sampling
 from nrvna.engine.check import check_model
+from nrvna.engine.devices import explain, open_library
 from nrvna.engine.encoder import Encoder
 from nrvna.engine.engine import Engine, Event
 from nrvna.engine.protocol import Ready, Unpacker, pack, pack_files
@@ -92,6 +93,7 @@ def _open_engines(path: Path, config: Config, model: dict[str, Any], channel: Ch
     def report(fraction: float) -> None:
         channel.send({"loading": round(fraction, 3)})
 
+    explain(open_library(config))
     try:
         runner = Runner(path, config, report)
     except EncoderError:

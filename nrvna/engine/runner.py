@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nrvna.config import Config, Sampling
 from nrvna.engine.chain import is_replayable, links_for, recommendation
+from nrvna.engine.devices import device_of, open_library, shares, uses_gpu
 from nrvna.engine.embedder import Embedder
 from nrvna.engine.layout import BATCH_TOKENS, CELLS_STEP, Layout, best_layout, streams, unified
 from nrvna.engine.prompt import PromptEncoder
@@ -26,7 +27,7 @@ from nrvna.engine.shape import Shape, best_parallel, choose_shape, measure_speed
 from nrvna.engine.work import AnswerWork
 from nrvna.errors import ContextError, EncoderError, GrammarError, SettingError
 from nrvna.grammar.gbnf import check_gbnf
-from nrvna.llama import Adapter, Batch, Context, Grammar, Library, Model, Sampler, load_library
+from nrvna.llama import Adapter, Batch, Context, Grammar, Model, Sampler
 from nrvna.llama.grammar import Matcher
 
 log = logging.getLogger("nrvna.engine")
@@ -51,11 +52,11 @@ class Runner:
     """
 
     def __init__(self, path: Path, config: Config, progress: Callable[[float], None] | None = None) -> None:
-        library = load_library(Path(config.llama_dir) if config.llama_dir else None)
+        library = open_library(config)
         self.build = library.build
         self._library = library
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
-        self.on_gpu = has_gpu(library) and config.gpu_layers > 0
+        self.on_gpu = uses_gpu(library, config)
         self.findings: Findings | None = None
         self._config = config
         self._progress = progress
@@ -86,7 +87,8 @@ class Runner:
         # The module's name carries a digest of nrvna's own C.
         made = (build.commit, build.backend, build.cpu, build.compiler, build.options, build.module.name)
         adapters = {name: [*file_facts(adapter.path)] for name, adapter in self.adapters.items()}
-        return {"llama": made, "reproducible": bool(self._config.reproducible), "adapters": adapters}
+        how = {"reproducible": bool(self._config.reproducible), "on_gpu": self.on_gpu}
+        return {"llama": made, **how, "adapters": adapters}
 
     def _load(self, path: Path, *, repack: bool) -> None:
         self.model = Model(path, gpu_layers=self._config.gpu_layers, repack=repack, progress=self._progress)
@@ -200,11 +202,14 @@ class Runner:
         model, shape = self.model, self.shape
         return Ready(
             description=f"{model.metadata.get('general.name', model.path.stem)}, {model.quantization}",
-            backend=self.build.backend,
+            backend=self.build.backend if self.on_gpu else "cpu",
             parallel=shape.parallel,
             context=shape.context,
             threads=shape.threads,
             device=device_of(self._library, on_gpu=self.on_gpu),
+            layers=model.placement.layers,
+            offloaded=model.placement.offloaded,
+            shares=shares(self._library, model),
         )
 
     # Sequences.
@@ -343,15 +348,6 @@ def file_facts(path: Path) -> tuple[int, int]:
     """Size and time of modification, by which a file is known that is not read for that."""
     about = path.stat()
     return about.st_size, about.st_mtime_ns
-
-
-def has_gpu(library: Library) -> bool:
-    return any(device.is_gpu for device in library.devices())
-
-
-def device_of(library: Library, *, on_gpu: bool) -> str:
-    """What computes, by the names that its makers gave it."""
-    return " and ".join(device.description for device in library.devices() if device.is_gpu == on_gpu)
 
 
 def _room(shape: Shape) -> str:
