@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nrvna.config import MAX_SEED, SETTINGS, Sampling, of_job
+from nrvna.config import MAX_SEED, SETTINGS
 from nrvna.errors import GrammarError, JobError, SettingError
-from nrvna.grammar.choices import check_choices, parse_choices
+from nrvna.grammar.choices import parse_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import schema_to_gbnf
-from nrvna.order import Order, encode_prompt
 from nrvna.task import EMBED, RERANK, Task
 
 MAX_COPIES = 1000
 # What others call them.
 _ALSO_CALLED = {"predict": ("--max-tokens",)}
-# By what names an object's fields may go as well.
-_SAME_FIELD = {"max_tokens": "predict", "schema": "json_schema", "temperature": "temp"}
-_ORDER_FIELDS = ("model", "tags", "priority", "after", "key", "timeout")
 # More does not fit a job.
 _MAX_BYTES = 16 * 1024 * 1024
 
@@ -63,53 +58,6 @@ def settings_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     if seed is None:
         return [settings] * copies
     return [{**settings, "seed": (seed + number) % (MAX_SEED + 1)} for number in range(copies)]
-
-
-def read_object(content: Mapping[str, Any], orders: Sequence[Order]) -> tuple[bytes, list[Order]]:
-    """The prompt that a JSON object asks for, and what it asks of each copy, beside what is asked of all.
-
-    Its fields are "prompt", those of a task, of an order and of Sampling. Raises JobError or SettingError for what
-    cannot be asked, naming the field.
-    """
-    prompt = content.get("prompt")
-    if not isinstance(prompt, str):
-        raise JobError('"prompt" is missing' if prompt is None else f'"prompt" is {prompt!r}, but must be text')
-    named = {_SAME_FIELD.get(name, name): value for name, value in content.items() if name != "prompt"}
-    settings = {name: value for name, value in named.items() if name in Sampling.__dataclass_fields__}
-    task = {name: value for name, value in named.items() if name in Task.__dataclass_fields__}
-    order = {name: value for name, value in named.items() if name in _ORDER_FIELDS}
-    for name in named.keys() - settings.keys() - task.keys() - order.keys():
-        raise JobError(f"there is no {name!r} to ask for: see `wrk --help` for what there is")
-    seed = of_job(Sampling(), settings).seed
-    asked = Order.read(order)
-    made = []
-    for number, base in enumerate(orders):
-        about = Task.from_dict({**base.task, **task})
-        _check_constraints(about)
-        changes = {name: getattr(asked, name) for name in order if name != "tags"}
-        both = {**base.settings, **settings}
-        if seed is not None:
-            both["seed"] = (seed + number) % (MAX_SEED + 1)
-        made.append(base._replace(settings=both, task=about.to_dict(), tags=(*base.tags, *asked.tags), **changes))
-    return encode_prompt(prompt), made
-
-
-@cache
-def _check_constraint(check: Callable[[Any], object], text: str) -> None:
-    check(text)
-
-
-def _check_constraints(task: Task) -> None:
-    if task.grammar:
-        _check_constraint(check_gbnf, task.grammar)
-    if task.json_schema:
-        _check_constraint(_check_schema, task.json_schema)
-    if task.choices:
-        check_choices(task.choices)
-
-
-def _check_schema(text: str) -> None:
-    schema_to_gbnf(json.loads(text))
 
 
 def _copies(text: str) -> int:

@@ -1,6 +1,6 @@
 """Settings: one table that yields the variable, the option, the check, the help text and the README's table.
 
-The only module that reads the environment. An option wins over its variable, a variable over the default.
+The only module that reads settings from the environment. An option wins over its variable, and that over the default.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nrvna.errors import SettingError
 
@@ -32,6 +32,9 @@ _MAX_STOPS = 64
 # A token for each of as many sequences as there may be fits a step.
 _LEAST_BATCH, _MOST_BATCH = 256, 8192
 _MAX_TOKEN, _MAX_BIAS = 2**31 - 1, 1000
+# Each GPU that is there, in NRVNA_GPUS.
+ALL_GPUS = "all"
+_MAX_GPU = 1023
 # How nrvnad hands a descriptor to the daemon that it starts.
 _STARTER = "NRVNA_STARTER_FD"
 # How llama.cpp lets some of them be called as well.
@@ -102,11 +105,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a daemon is told. Zero ``ctx``, ``threads``, ``parallel`` and ``batch_tokens`` are chosen for it."""
+    """Everything a daemon is told. Zero ``ctx``, ``threads``, ``parallel`` and ``batch_tokens`` are chosen for it.
+
+    Raises SettingError for settings that do not go together.
+    """
 
     sampling: Sampling = Sampling()
     ctx: int = 0
     gpu_layers: int = 99
+    gpus: str = ""
+    replicas: int = 1
     threads: int = 0
     parallel: int = 0
     batch_tokens: int = 0
@@ -122,6 +130,17 @@ class Config:
     log_json: bool = False
     llama_dir: str | None = None
     backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.gpus and self.replicas > 1:
+            raise SettingError(
+                f"NRVNA_GPUS is {self.gpus} and NRVNA_REPLICAS is {self.replicas}: one is for GPUs, the other for "
+                "the processor alone; unset one of them"
+            )
+        if self.gpus and not self.gpu_layers:
+            raise SettingError(f"NRVNA_GPUS is {self.gpus}, but NRVNA_GPU_LAYERS is 0, no GPU: unset one of them")
+        if self.gpus and self.backend == "cpu":
+            raise SettingError(f"NRVNA_GPUS is {self.gpus}, but NRVNA_BACKEND is cpu: unset one of them")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object from which :meth:`from_dict` makes an equal Config."""
@@ -205,6 +224,31 @@ class Setting:
 
 def _switch(text: str) -> bool:
     return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+
+
+def _gpus(text: str) -> str:
+    """The same in its shortest form."""
+    if text.lower() == ALL_GPUS:
+        return ALL_GPUS
+    groups = [[_gpu(number.strip()) for number in group.split("+")] for group in text.split(",")]
+    numbers = [number for group in groups for number in group]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError
+    return ",".join("+".join(map(str, group)) for group in groups)
+
+
+def _gpu(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdecimal() else -1
+    if not 0 <= number <= _MAX_GPU:
+        raise ValueError
+    return number
+
+
+def gpu_groups(gpus: str) -> tuple[tuple[int, ...], ...]:
+    """The GPUs of each engine that NRVNA_GPUS asks for; none where it names none."""
+    if gpus in ("", ALL_GPUS):
+        return ()
+    return tuple(tuple(map(int, group.split("+"))) for group in gpus.split(","))
 
 
 def _batch(text: str) -> int:
@@ -468,7 +512,16 @@ SETTINGS: tuple[Setting, ...] = (
         0,
         999,
     ),
-    Setting("NRVNA_THREADS", "threads", int, "CPU threads; 0 is one per physical core", 0, 512),
+    Setting(
+        "NRVNA_GPUS",
+        "gpus",
+        _gpus,
+        "GPUs that have an engine each, by number: 0,1; 0+1 is one engine over both; unset, one engine has them all",
+        allowed="numbers with , or + between them, or all",
+        shown_default="unset",
+    ),
+    Setting("NRVNA_REPLICAS", "replicas", int, "engines that share the processor, each with cores of its own", 1, 64),
+    Setting("NRVNA_THREADS", "threads", int, "CPU threads of all engines; 0 is one per physical core", 0, 512),
     Setting("NRVNA_PARALLEL", "parallel", int, "jobs decoded together; 0 is auto", 0, 256),
     Setting(
         "NRVNA_BATCH_TOKENS",
@@ -655,34 +708,6 @@ def daemon_environment(starter: int) -> dict[str, str]:
     return {**_with_this_package(), _STARTER: str(starter)}
 
 
-class Terminal(NamedTuple):
-    """What the environment says of the terminal. ``is_dumb``: it can but print, line after line.
-
-    ``is_ascii``: the locale knows no more than that. ``reflows``: it breaks lines anew when its window gets narrower.
-    """
-
-    is_dumb: bool
-    has_colour: bool
-    is_ascii: bool
-    reflows: bool
-
-
-def terminal(environ: Mapping[str, str] | None = None) -> Terminal:
-    """The terminal that this process was started on."""
-    found = os.environ if environ is None else environ
-    name = found.get("TERM", "")
-    is_dumb = name in ("", "dumb")
-    locale = found.get("LC_ALL") or found.get("LC_CTYPE") or found.get("LANG", "")
-    if locale == "C.UTF-8" and not found.get("LC_ALL"):
-        # Python itself sets LC_CTYPE so where the user asked for C.
-        locale = found.get("LANG") or locale
-    # Most do; xterm, rxvt, the console and GNU screen cut lines off. Within tmux it is tmux that counts.
-    cuts = "XTERM_VERSION" in found or "STY" in found or name.startswith(("rxvt", "linux", "vt"))
-    return Terminal(
-        is_dumb, not (is_dumb or found.get("NO_COLOR")), locale in ("C", "POSIX"), "TMUX" in found or not cuts
-    )
-
-
 def engine_environment(config: Config) -> dict[str, str]:
     """The environment of the engine's process."""
     environment = _with_this_package()
@@ -696,10 +721,27 @@ def engine_environment(config: Config) -> dict[str, str]:
     if config.reproducible:
         # The tiled K-quant kernels are used from 8 rows on: a row's result would depend on its neighbours.
         environment["GGML_CPU_TILED_MM"] = "0"
+    environment |= _visible_gpus(config, environment)
     if config.llama_log_level != "debug":
         # Else ggml attaches a debugger to itself when it aborts, which takes seconds and fills the log.
         environment.setdefault("GGML_NO_BACKTRACE", "1")
     return environment
+
+
+def _visible_gpus(config: Config, environment: Mapping[str, str]) -> dict[str, str]:
+    """What makes CUDA show an engine its own GPUs alone; numbers are among those that are visible already."""
+    if config.replicas > 1:
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    if not config.gpus:
+        return {}
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    # As nvidia-smi numbers them, unless somebody chose already.
+    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if visible is None and "CUDA_DEVICE_ORDER" not in environment else {}
+    if config.gpus == ALL_GPUS:
+        return order
+    names = dict(enumerate((visible or "").split(","))) if visible is not None else {}
+    numbers = [number for group in gpu_groups(config.gpus) for number in group]
+    return {**order, "CUDA_VISIBLE_DEVICES": ",".join(names.get(number, str(number)).strip() for number in numbers)}
 
 
 def _with_this_package() -> dict[str, str]:

@@ -150,7 +150,7 @@ def status(workspace: Workspace) -> int:
     peers = _peers(workspace)
     counts = workspace.counts()
     for peer in peers:
-        print(_row(peer))
+        print(_row(peer), *_replicas(peer), sep="\n")
     if not peers:
         print(f"no daemon serves {workspace.path}")
     print("jobs         " + ", ".join(f"{number} {state}" for state, number in counts._asdict().items()))
@@ -172,6 +172,15 @@ def _row(peer: Peer) -> str:
         said += f", on {peer.host or 'another machine'} or in a container"
     said += f": {peer.model.get('path')}{', named' if peer.named else ''}"
     return printable(said).replace("\n", " ")
+
+
+def _replicas(peer: Peer) -> Iterator[str]:
+    """A row for each of its engines, where it has several and told of them."""
+    told = peer.about.get("replicas")
+    for one in told if isinstance(told, list) else ():
+        if isinstance(one, dict):
+            how = f"ready, {one.get('parallel')} at a time" if one.get("ready") else one.get("trouble") or "loading"
+            yield printable(f"  [{one.get('name')}] {how}").replace("\n", " ")
 
 
 def stop(workspace: Workspace) -> int:

@@ -1,4 +1,4 @@
-"""The daemon: claims jobs from a workspace, hands them to its engine and files what comes back.
+"""The daemon: claims jobs from a workspace, hands them to its engines and files what comes back.
 
 Standard library only; the model lives in a child process, so that whatever kills that costs no answer.
 """
@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -23,7 +24,6 @@ from typing import Any
 from nrvna import __version__, logs
 from nrvna.arguments import Parser
 from nrvna.config import SETTINGS, Config, add_options, engine_environment, from_environment, of_job
-from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import Ready, pack, unpack_files
 from nrvna.errors import (
     EngineError,
@@ -38,7 +38,9 @@ from nrvna.errors import (
 )
 from nrvna.job import JobState, Receipt
 from nrvna.lease import Claim, Lease, recover
+from nrvna.placement import first_place, places
 from nrvna.progress import first_line, token_line
+from nrvna.replica import SAY_LOADING_EVERY_S, Replica
 from nrvna.service import Signals, Starter, log_to, notify
 from nrvna.startpage import offloaded, start_page
 from nrvna.task import Task
@@ -55,8 +57,6 @@ TEND_EVERY_S = 1.0
 SWEEP_EVERY_S = 600.0
 # How often the answers that grow are written down: what a kill of this process costs of them.
 KEEP_EVERY_S = 0.2
-# A small model is there before this; of a large one it is said how far it is.
-SAY_LOADING_EVERY_S = 2.0
 # Whoever looks at a terminal sees it move.
 TELL_LOADING_EVERY_S = 0.1
 # What --tune is given, where nobody says otherwise.
@@ -68,11 +68,16 @@ MAX_CRASHES = 3
 _LOOK_AHEAD = 24
 _MAX_JOINED = 1000
 _STOP_PATIENCE_S = 2.0
-_MAX_RESTART_DELAY_S = 30.0
+# What waits in one of several engines for so long goes to another that has nothing to do.
+_MOVE_AFTER_S = 1.0
+# Characters by which jobs are told to begin alike; and the part of its slots by which an engine may be fuller than
+# others for having the beginning in its cache.
+_BEGINNING = 256
+_UNEVENNESS = 4
 
 
 class Daemon:
-    """One workspace, one model, one engine. ``start``, then ``tick`` until it is enough, then ``stop``.
+    """One workspace, one model, one engine or several. ``start``, then ``tick`` until it is enough, then ``stop``.
 
     ``starter`` is told how the start goes.
     """
@@ -83,65 +88,55 @@ class Daemon:
         self._path = model
         self._model = fingerprint(model)
         self._config = config
-        self._claims: dict[str, Claim] = {}
-        # Jobs that the engine is at, as opposed to those that wait in it.
-        self._at_work: set[str] = set()
-        # Jobs that the engine answers with another's answer.
-        self._joined: set[str] = set()
-        # When those that may be at work for a limited time have had it.
-        self._deadlines: dict[str, float] = {}
-        # Jobs that the engine would decode, once that is on record.
-        self._unstarted: list[str] = []
-        # What was added to answers and is not written down yet.
-        self._fresh: dict[str, list[bytes]] = {}
+        self._replicas: list[Replica] = []
         self._has_peers = False
-        # Claimed, but it was at work when the engine died: it waits until it can run alone.
-        self._suspect: Claim | None = None
+        # Claimed, but at work when an engine died: they wait until one can run alone.
+        self._suspects: deque[Claim] = deque()
         # Moves that are still to be made, or that the disk would not take yet.
         self._unfiled: list[Callable[[], None]] = []
-        self._ready: Ready | None = None
-        self._was_ready = False
         self._is_announced = True
-        self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
+        self._was_ready = False
         self._tell_loading_at = 0.0
-        self._heard_at = 0.0
-        self._hung = False
-        self._restart_at: float | None = None
-        self._restart_delay = 1.0
         self._tend_at = 0.0
         self._sweep_at = 0.0
         self._keep_at = 0.0
         self._troubles: dict[str, str] = {}
-        self.engine: EngineProcess | None = None
 
     def start(self) -> None:
-        """Register with the workspace and start the engine. Raises WorkspaceError."""
+        """Register with the workspace and start the engines.
+
+        Raises WorkspaceError, OSError, and SettingError or EngineError where there are no such GPUs.
+        """
+        self._replicas = [Replica(self._path, self._model, place) for place in places(self._path, self._config)]
         self._workspace.create()
         self._lease = Lease(self._workspace, self._model, self._path.name, named=self._config.named)
         self._wake = self._workspace.open_wake()
-        self.engine = EngineProcess(self._path, self._model, self._config)
+        for replica in self._replicas:
+            replica.start()
 
     def tick(self, timeout_s: float, also: int | None = None) -> None:
         """Wait for something to happen, at most that long, and deal with it.
 
-        ``also`` is a further descriptor that ends the wait. Raises EngineError if the engine cannot start at all,
+        ``also`` is a further descriptor that ends the wait. Raises EngineError if no engine can start at all,
         LeaseLostError if the workspace is gone for good.
         """
         readable = [fd for fd in (self._wake, also) if fd is not None]
         writable = []
-        if self.engine:
-            readable += [self.engine.stdout, self.engine.stderr]
-            if self.engine.has_unsent:
-                writable.append(self.engine.stdin)
+        for engine in [replica.engine for replica in self._replicas if replica.engine]:
+            readable += [engine.stdout, engine.stderr]
+            if engine.has_unsent:
+                writable.append(engine.stdin)
         woken = select.select(readable, writable, (), timeout_s)[0]
         if self._wake in woken:
             with suppress(BlockingIOError):
                 os.read(self._wake, 1 << 16)
         self._listen()
+        for replica in self._replicas:
+            if replica.end_if_hung():
+                log.error("%sthe engine made no progress for %d s: ending it", replica.prefix, self._config.stall)
+            if replica.is_due:
+                self._restart(replica)
         now = time.monotonic()
-        self._watch(now)
-        if self._restart_at is not None and now >= self._restart_at:
-            self._restart()
         if now >= self._keep_at:
             self._keep_at = now + KEEP_EVERY_S
             self._keep_progress()
@@ -160,51 +155,98 @@ class Daemon:
         self._guarded("claiming jobs", self._claim)
 
     def stop(self) -> None:
-        """Hand back what is unfinished, end the engine, leave the workspace."""
-        # What the engine has to say of its own end is of no interest any more.
+        """Hand back what is unfinished, end the engines, leave the workspace."""
+        # What an engine has to say of its own end is of no interest any more.
         with suppress(EngineError):
             self._listen()
             self._guarded("filing results", self._file_leftovers)
         self._keep_progress()
-        unfinished = [*self._claims.values(), *([self._suspect] if self._suspect else [])]
+        unfinished = [held.claim for replica in self._replicas for held in replica.jobs.values()] + [*self._suspects]
         if unfinished:
             self._give_back(unfinished)
             log.info("handing back %d unfinished jobs", len(unfinished))
-        if self.engine:
-            self.engine.stop(_STOP_PATIENCE_S)
-            self.engine = None
+        for replica in self._replicas:
+            replica.dismiss()
+        patience_ends = time.monotonic() + _STOP_PATIENCE_S
+        for replica in self._replicas:
+            replica.stop(max(0.0, patience_ends - time.monotonic()))
         self._guarded("filing results", self._file_leftovers)
         if self._unfiled:
             log.error("%d results could not be written: these jobs are answered again", len(self._unfiled))
         self._lease.close()
 
-    # The workspace's side.
+    def is_at_work(self, job_id: str) -> bool:
+        """Whether an engine is at this job, as opposed to jobs that wait."""
+        return any(job_id in replica.jobs and replica.jobs[job_id].is_at_work for replica in self._replicas)
+
+    # Who gets what.
 
     def _claim(self) -> None:
-        """Keep the engine busy, with some more jobs at hand among which it finds those that begin alike."""
-        if self._ready is None or self.engine is None or self._unfiled or self._unstarted:
+        """Keep the engines busy, with some more jobs at hand among which they find those that begin alike."""
+        if self._unfiled or any(replica.unstarted for replica in self._replicas):
             return
-        # What this daemon holds back, another one cannot answer.
-        look_ahead = 1 + self._ready.parallel // 2 if self._has_peers else _LOOK_AHEAD
-        # Those that joined another cost nothing but their place in memory.
-        capacity = self._ready.parallel + look_ahead + min(len(self._joined), _MAX_JOINED)
-        # The engine lets them begin before those that it has at hand.
-        capacity += min(self._lease.urgent, self._ready.parallel)
-        # Bounded, as jobs that fail at once fill no slot: signals and the engine are heard in between.
-        for _ in range(capacity - len(self._claims)):
-            is_alone = any(claim.crashes for claim in self._claims.values())
-            if is_alone or (self._suspect and self._claims):
+        # Bounded, as jobs that fail at once fill no slot: signals and engines are heard in between.
+        for _ in range(sum(max(0, self._room(replica)) for replica in self._replicas)):
+            empty = [replica for replica in self._replicas if replica.ready and not replica.jobs]
+            takers = self._takers()
+            if not takers and not (empty and self._suspects):
                 return
             system = self._workspace.context()
-            claim, self._suspect = self._suspect or self._lease.claim(), None
-            if claim is None:
+            if empty and self._suspects:
+                self._hand_over(self._suspects.popleft(), empty[:1], system)
+            elif claim := self._lease.claim():
+                if claim.crashes:
+                    self._suspects.append(claim)
+                else:
+                    self._hand_over(claim, takers, system)
+            else:
+                self._even_out(takers, system)
                 return
-            if claim.crashes and self._claims:
-                self._suspect = claim
-                return
-            self._hand_over(self.engine, claim, system)
 
-    def _hand_over(self, engine: EngineProcess, claim: Claim, system: str | None) -> None:
+    def _room(self, replica: Replica) -> int:
+        """How many more jobs an engine may have, those that it cannot begin yet included."""
+        if not replica.ready:
+            return 0
+        # What this daemon holds back, another one cannot answer.
+        look_ahead = 1 + replica.parallel // 2 if self._has_peers else _LOOK_AHEAD
+        # Those that joined another cost nothing but their place in memory.
+        capacity = replica.parallel + look_ahead + min(replica.joined, _MAX_JOINED)
+        # The engine lets them begin before those that it has at hand.
+        capacity += min(self._lease.urgent, replica.parallel)
+        return capacity - len(replica.jobs)
+
+    def _takers(self) -> list[Replica]:
+        """The engines that may have another job. One is left to become empty where suspects wait for that."""
+        keeps_free: Replica | None = None
+        if self._suspects:
+            coming = [replica for replica in self._replicas if replica.is_coming] or self._replicas
+            keeps_free = min(coming, key=lambda replica: (not replica.is_alone, len(replica.jobs)))
+        return [
+            replica
+            for replica in self._replicas
+            if replica is not keeps_free and not replica.is_alone and self._room(replica) > 0
+        ]
+
+    def _even_out(self, takers: list[Replica], system: str | None) -> None:
+        """Let engines without enough to do have what has waited in another for a while, each job once."""
+        if len(self._replicas) == 1:
+            return
+        patient = time.monotonic() - _MOVE_AFTER_S
+        for taker in takers:
+            if taker.free <= 0 or taker.waiting:
+                continue
+            waiting = {
+                donor: [held for held in donor.waiting if not held.has_moved and held.since <= patient]
+                for donor in self._replicas
+                if donor is not taker
+            }
+            donor = max(waiting, key=lambda donor: len(waiting[donor]))
+            for held in waiting[donor][: taker.free]:
+                donor.drop(held.claim.id)
+                self._release(held.claim)
+                self._hand_over(held.claim, [taker], system, moved=True)
+
+    def _hand_over(self, claim: Claim, takers: list[Replica], system: str | None, *, moved: bool = False) -> None:
         try:
             if self._lease.is_cancelled(claim):
                 raise JobError("cancelled before it was begun")
@@ -219,19 +261,20 @@ class Daemon:
         except WorkspaceError:
             self._give_back([claim])
             raise
-        if not self._claims:
-            self._heard_at = time.monotonic()
-        self._claims[claim.id] = claim
         request: dict[str, Any] = {"id": claim.id, "prompt": prompt, "queued": claim.queued, "system": system}
         request |= {"sampling": asdict(sampling), "task": task.to_dict(), "priority": claim.order.priority}
         request["resume"] = self._resume(claim)
-        engine.send({"add": request})
+        text = task.messages[0][1] if task.messages else prompt
+        beginning = hash((system, task.system, task.lora, text[:_BEGINNING]))
+        _best_of(takers, beginning).take(claim, request, beginning, moved=moved)
 
     def _resume(self, claim: Claim) -> dict[str, Any] | None:
         done = self._lease.progress(claim)
         if done.key is None or not done.tokens:
             return None
         return {"key": done.key, "seed": done.seed, "tokens": done.tokens, "draws": done.draws}
+
+    # The workspace's side.
 
     def _recover(self) -> None:
         if recovered := recover(self._workspace):
@@ -247,47 +290,72 @@ class Daemon:
 
     def _announce(self) -> None:
         if not self._is_announced:
-            self._lease.announce_ready(self._ready.to_dict() if self._ready else None)
+            self._lease.announce_ready(self._about_engines())
             self._is_announced = True
 
+    def _about_engines(self) -> dict[str, Any]:
+        """What the engines that are ready say of themselves, taken together."""
+        ready = [replica.ready for replica in self._replicas if replica.ready]
+        about = ready[0].to_dict() if ready else {}
+        if len(self._replicas) > 1:
+            about["parallel"] = sum(one.parallel for one in ready)
+            about["replicas"] = [
+                {
+                    "name": replica.place.name,
+                    "ready": bool(replica.ready),
+                    "parallel": replica.parallel,
+                    "trouble": replica.trouble,
+                }
+                for replica in self._replicas
+            ]
+        return about
+
     def _start_recorded(self) -> None:
-        """Let the engine decode what it has room for: it is on record first."""
-        if self._unstarted and self.engine:
-            starting = [self._claims[job_id] for job_id in self._unstarted if job_id in self._claims]
-            self._lease.record_starts(starting)
-            self._at_work.update(claim.id for claim in starting)
-            now = time.monotonic()
-            self._deadlines.update({claim.id: now + claim.order.timeout for claim in starting if claim.order.timeout})
-            for claim in starting:
-                log.debug("%s is begun", claim.id, extra=_about(claim, JobState.RUNNING))
-            self.engine.send({"go": self._unstarted})
-            self._unstarted = []
+        """Let the engines decode what they have room for: it is on record first."""
+        starting = {
+            replica: [replica.jobs[job_id].claim for job_id in replica.unstarted if job_id in replica.jobs]
+            for replica in self._replicas
+            if replica.unstarted and replica.engine
+        }
+        if not starting:
+            return
+        self._lease.record_starts([claim for claims in starting.values() for claim in claims])
+        for replica, claims in starting.items():
+            for claim in claims:
+                log.debug("%s%s is begun", replica.prefix, claim.id, extra=_about(claim, JobState.RUNNING))
+            replica.go(claims)
 
     def _keep_progress(self) -> None:
         """Write down what was added to the answers, one write for each."""
-        for job_id, lines in list(self._fresh.items()):
-            claim = self._claims.get(job_id)
-            if claim is None or self._lease.append_progress(claim, b"".join(lines)):
-                del self._fresh[job_id]
+        for replica in self._replicas:
+            for held in replica.jobs.values():
+                if held.fresh and self._lease.append_progress(held.claim, b"".join(held.fresh)):
+                    held.fresh = []
 
     def _cancel_marked(self) -> None:
-        for claim in list(self._claims.values()):
-            if self._lease.is_cancelled(claim):
-                if self.engine:
-                    self.engine.send({"drop": claim.id})
-                self._fail(claim, "cancelled while it was being answered", "cancelled")
+        for replica in self._replicas:
+            for held in list(replica.jobs.values()):
+                if self._lease.is_cancelled(held.claim):
+                    replica.drop(held.claim.id)
+                    self._fail(held.claim, "cancelled while it was being answered", "cancelled")
+        for claim in [claim for claim in self._suspects if self._lease.is_cancelled(claim)]:
+            self._suspects.remove(claim)
+            self._fail(claim, "cancelled before it was begun again", "cancelled")
 
     def _end_overdue(self, now: float) -> None:
-        for job_id in [job_id for job_id, deadline in self._deadlines.items() if now >= deadline]:
-            claim = self._claims[job_id]
-            if self.engine:
-                self.engine.send({"drop": job_id})
-            self._fail(claim, f"no answer within its timeout of {claim.order.timeout:g} s", "timeout")
+        for replica in self._replicas:
+            for held in list(replica.jobs.values()):
+                if held.deadline is not None and now >= held.deadline:
+                    replica.drop(held.claim.id)
+                    limit_s = held.claim.order.timeout
+                    self._fail(held.claim, f"no answer within its timeout of {limit_s:g} s", "timeout")
 
-    def _finish(self, claim: Claim, answer: str, receipt: Receipt, beside: dict[str, bytes]) -> None:
+    def _finish(
+        self, replica: Replica, claim: Claim, answer: str, receipt: Receipt, beside: dict[str, bytes]
+    ) -> None:
         end = f"cut at the {receipt.finish_reason} limit" if receipt.was_cut else "complete"
         speed = f", {receipt.tokens_per_second} tokens/s" if receipt.generated_tokens else ""
-        done = f"{claim.id} done: {receipt.generated_tokens} tokens, {end}{speed}"
+        done = f"{replica.prefix}{claim.id} done: {receipt.generated_tokens} tokens, {end}{speed}"
 
         def write() -> None:
             self._lease.finish(claim, answer, receipt, beside)
@@ -298,7 +366,7 @@ class Daemon:
 
     def _fail(self, claim: Claim, reason: str, finish_reason: str = "error") -> None:
         receipt = Receipt.of_failure(claim.id, claim.queued, reason, finish_reason)
-        receipt = receipt._replace(model=self._model, attempts=claim.begun + (claim.id in self._at_work))
+        receipt = receipt._replace(model=self._model, attempts=claim.begun + self.is_at_work(claim.id))
         self._file_failure(claim, reason, receipt, {})
 
     def _file_failure(self, claim: Claim, reason: str, receipt: Receipt, beside: dict[str, bytes]) -> None:
@@ -310,7 +378,7 @@ class Daemon:
         self._unfiled.append(write)
 
     def _give_back(self, claims: list[Claim]) -> None:
-        begun = [claim for claim in claims if claim.id in self._at_work]
+        begun = [claim for claim in claims if self.is_at_work(claim.id)]
         for claim in claims:
             self._release(claim)
         self._unfiled.append(partial(self._lease.requeue, claims, begun))
@@ -324,14 +392,11 @@ class Daemon:
         self._unfiled.append(write)
 
     def _release(self, claim: Claim) -> None:
-        self._claims.pop(claim.id, None)
-        self._at_work.discard(claim.id)
-        self._joined.discard(claim.id)
-        self._deadlines.pop(claim.id, None)
-        self._fresh.pop(claim.id, None)
+        for replica in self._replicas:
+            replica.release(claim.id)
 
     def _file_leftovers(self) -> None:
-        """Make the moves that are due. The engine is heard in between: it may wait for a word to go on."""
+        """Make the moves that are due. The engines are heard in between: they may wait for a word to go on."""
         while self._unfiled:
             try:
                 self._unfiled[0]()
@@ -360,103 +425,96 @@ class Daemon:
             log.error("%s", trouble)
         self._troubles[name] = trouble
 
-    # The engine's side.
+    # The engines' side.
 
     def _listen(self) -> None:
-        """Deal with what the engine said since, without waiting."""
-        if not self.engine:
-            return
-        self.engine.flush()
-        self.engine.pass_on_log()
-        messages = self.engine.receive()
-        if messages:
-            self._heard_at = time.monotonic()
-        for message in messages or ():
-            self._hear(message)
-        if messages is None:
-            self._bury_engine(self.engine)
+        """Deal with what the engines said since, without waiting."""
+        for replica in self._replicas:
+            for message in replica.listen():
+                self._hear(replica, message)
+            if replica.has_ended:
+                self._bury_engine(replica)
 
-    def _watch(self, now: float) -> None:
-        """An engine that has jobs and says nothing for long is hung, or as good as that."""
-        patience = self._config.stall
-        waits_for_us = self._unstarted or not self._claims
-        if self.engine and self._ready and patience and not waits_for_us and now - self._heard_at > patience:
-            if not self._hung:
-                log.error("the engine made no progress for %d s: ending it", patience)
-                self.engine.kill()
-            self._hung = True
-
-    def _hear(self, message: dict[str, Any]) -> None:
-        """Deal with one message of the engine (see engine/protocol.py)."""
+    def _hear(self, replica: Replica, message: dict[str, Any]) -> None:
+        """Deal with one message of an engine (see engine/protocol.py), after what it means to the replica itself."""
+        jobs = replica.jobs
         match message:
             case {"new": pieces}:
                 for job_id, (token, text, draws) in pieces.items():
-                    if job_id not in self._claims:
-                        continue
-                    self._fresh.setdefault(job_id, []).append(token_line(token, text, draws))
-            case {"reads": job_id} if job_id in self._claims:
-                self._at_work.add(job_id)
-            case {"waits": job_id}:
-                self._at_work.discard(job_id)
+                    if held := jobs.get(job_id):
+                        held.fresh.append(token_line(token, text, draws))
             case {"joins": job_id, "text": text}:
-                if claim := self._claims.get(job_id):
-                    self._joined.add(job_id)
-                    self._lease.cut_progress(claim, 0)
-                    self._fresh[job_id] = [first_line(None, 0), token_line(None, text)]
+                if held := jobs.get(job_id):
+                    self._lease.cut_progress(held.claim, 0)
+                    held.fresh = [first_line(None, 0), token_line(None, text)]
             case {"starts": starts}:
                 for job_id, start in starts.items():
-                    # Also if it was cancelled meanwhile: others may wait for its answer.
-                    self._unstarted.append(job_id)
-                    if claim := self._claims.get(job_id):
-                        self._lease.cut_progress(claim, start["kept"])
+                    if held := jobs.get(job_id):
+                        self._lease.cut_progress(held.claim, start["kept"])
                         if not start["kept"]:
-                            self._fresh[job_id] = [first_line(start["key"], start["seed"])]
+                            held.fresh = [first_line(start["key"], start["seed"])]
             case {"done": job_id, "answer": answer, "receipt": about, "beside": packed}:
-                if claim := self._claims.get(job_id):
-                    receipt, beside = Receipt.from_dict(about), unpack_files(packed)
+                if held := jobs.get(job_id):
+                    claim, receipt, beside = held.claim, Receipt.from_dict(about), unpack_files(packed)
                     if receipt.error is None:
-                        self._finish(claim, answer, receipt, beside)
+                        self._finish(replica, claim, answer, receipt, beside)
                     else:
                         self._file_failure(claim, receipt.error, receipt._replace(attempts=claim.begun + 1), beside)
             case {"refused": job_id, "reason": reason}:
-                if claim := self._claims.get(job_id):
-                    self._fail(claim, reason)
+                if held := jobs.get(job_id):
+                    self._fail(held.claim, reason)
             case {"loading": fraction}:
-                if time.monotonic() >= self._tell_loading_at or fraction >= 1:
-                    self._tell_loading_at = time.monotonic() + TELL_LOADING_EVERY_S
-                    self._starter.tell({"loading": fraction})
-                if time.monotonic() >= self._say_loading_at:
-                    self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
-                    log.info("loading the model: %d %%", 100 * fraction)
-            case {"ready": about}:
-                self._be_ready(Ready(**about))
+                self._tell_loading(replica, fraction)
+            case {"ready": _}:
+                self._be_ready(replica)
             case {"fatal": reason}:
-                if not self._was_ready:
-                    raise EngineError(reason)
-                self._complain("engine", f"the engine cannot start: {reason}; trying again until it works")
+                self._cannot_start(replica, f"the engine cannot start: {reason}", reason)
 
-    def _be_ready(self, about: Ready) -> None:
-        self._ready = about
+    def _tell_loading(self, replica: Replica, fraction: float) -> None:
+        now = time.monotonic()
+        # Of several engines, it is the first to be ready that the starter waits for.
+        is_first = all(other.loaded <= fraction for other in self._replicas)
+        if is_first and (now >= self._tell_loading_at or fraction >= 1):
+            self._tell_loading_at = now + TELL_LOADING_EVERY_S
+            self._starter.tell({"loading": fraction})
+        if now >= replica.say_loading_at:
+            replica.say_loading_at = now + SAY_LOADING_EVERY_S
+            log.info("%sloading the model: %d %%", replica.prefix, 100 * fraction)
+
+    def _be_ready(self, replica: Replica) -> None:
+        about = replica.ready
+        assert about is not None
         is_first, self._was_ready = not self._was_ready, True
         self._is_announced = False
-        self._restart_delay = 1.0
-        self._troubles.pop("engine", None)
+        self._troubles.pop(f"{replica.prefix}engine", None)
         self._guarded("saying that it is ready", self._announce)
-        shape = "ready: %s on %s, %d jobs at a time, %d tokens each, %d threads"
-        log.info(shape, about.description, about.backend, about.parallel, about.context, about.threads)
+        shape = "%sready: %s on %s, %d jobs at a time, %d tokens each, %d threads"
+        shown = (about.description, about.backend, about.parallel, about.context, about.threads)
+        log.info(shape, replica.prefix, *shown)
         if is_first:
-            self._guarded("counting jobs", partial(self._show_start_page, about))
+            self._guarded("counting jobs", partial(self._show_start_page, replica, about))
             self._starter.tell({"ready": ""})
+            self._say_troubles()
         elif about.offloaded:
-            log.info("offloaded: %s", offloaded(about))
+            log.info("%soffloaded: %s", replica.prefix, offloaded(about))
         notify("READY=1")
 
-    def _show_start_page(self, about: Ready) -> None:
+    def _show_start_page(self, replica: Replica, about: Ready) -> None:
         others = [peer for peer in self._workspace.peers() if peer.pid != os.getpid()]
         queued = self._workspace.counts().queued
         attended = sys.stderr.isatty()
-        path = os.path.abspath(self._workspace.path)  # noqa: PTH100 - it is a string everywhere
-        page = start_page(about, self._model, self._config, path, queued=queued, peers=others, has_terminal=attended)
+        path = os.path.abspath(self._workspace.path)
+        count = len(self._replicas)
+        page = start_page(
+            about,
+            self._model,
+            self._config,
+            path,
+            queued=queued,
+            peers=others,
+            has_terminal=attended,
+            engine=f"that is {replica.place.name}, the first of {count} engines to be ready" if count > 1 else "",
+        )
         if log.isEnabledFor(logging.INFO):
             if attended and not self._config.log_json:
                 print(*page, sep="\n", file=sys.stderr)
@@ -465,44 +523,68 @@ class Daemon:
                     log.info("%s", line)
         self._starter.tell({"ready": "\n".join(page)})
 
-    def _bury_engine(self, engine: EngineProcess) -> None:
-        """The engine died: those it was at gain a crash, all go back, and another engine is started soon."""
-        self.engine, was_serving = None, self._ready is not None
-        self._ready = None
-        end = engine.wait()
-        if self._hung:
-            end, self._hung = f"no progress for {self._config.stall} s", False
-        if not self._was_ready:
-            raise EngineError(f"the engine ended with {end} before it had loaded {self._path}; its log is above")
+    def _bury_engine(self, replica: Replica) -> None:
+        """An engine died: those it was at gain a crash, all it had go back, and another is started soon."""
+        was_serving = replica.ready is not None
+        end, last_words = replica.bury()
+        crashed = replica.at_work
         if was_serving:
-            log.error("the engine ended with %s, at work on %d jobs; starting another", end, len(self._at_work))
-        elif "engine" not in self._troubles:
-            self._complain("engine", f"the engine ended with {end} while it loaded the model; trying again")
+            died = "%sthe engine ended with %s, at work on %d jobs; starting another"
+            log.error(died, replica.prefix, end, len(crashed))
+            self._is_announced = self._is_announced and len(self._replicas) == 1
+        elif replica.trouble is None:
+            self._cannot_start(
+                replica,
+                f"the engine ended with {end} while it loaded the model",
+                f"the engine ended with {end} before it had loaded {self._path}; its log is above",
+            )
         self._keep_progress()
-        self._unstarted.clear()
-        crashed = [claim for claim in self._claims.values() if claim.id in self._at_work]
         for claim in crashed:
             if claim.crashes + 1 < MAX_CRASHES:
                 self._give_back_crashed(claim)
             else:
                 times = f"the engine died {claim.crashes + 1} times while it was at this job, last with {end}"
-                self._fail(claim, f"{times}; the end of its log:\n{engine.last_words}")
-        if self._claims:
-            self._give_back(list(self._claims.values()))
-        self._restart_later()
+                self._fail(claim, f"{times}; the end of its log:\n{last_words}")
+        if replica.jobs:
+            self._give_back([held.claim for held in replica.jobs.values()])
 
-    def _restart_later(self) -> None:
-        self._restart_at = time.monotonic() + self._restart_delay
-        self._restart_delay = min(2 * self._restart_delay, _MAX_RESTART_DELAY_S)
+    def _cannot_start(self, replica: Replica, trouble: str, reason: str) -> None:
+        """Raises EngineError if none can, and none ever could."""
+        replica.trouble = trouble
+        if self._was_ready:
+            self._is_announced = self._is_announced and len(self._replicas) == 1
+            self._say_troubles()
+        elif all(other.trouble for other in self._replicas):
+            is_same = all(other.trouble == trouble for other in self._replicas)
+            raise EngineError(
+                reason if is_same else "; ".join(f"{other.prefix}{other.trouble}" for other in self._replicas)
+            )
 
-    def _restart(self) -> None:
-        self._restart_at = None
-        self._say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
+    def _say_troubles(self) -> None:
+        """Once one serves, why others do not: else the same reason may yet end them all."""
+        for replica in self._replicas:
+            if replica.trouble:
+                trouble = f"{replica.prefix}{replica.trouble}; trying again until it works"
+                self._complain(f"{replica.prefix}engine", trouble)
+
+    def _restart(self, replica: Replica) -> None:
         try:
-            self.engine = EngineProcess(self._path, self._model, self._config)
+            replica.start()
         except OSError as error:
-            self._complain("engine", f"the engine cannot start: {error}")
-            self._restart_later()
+            self._cannot_start(replica, f"the engine cannot start: {error}", str(error))
+            replica.restart_later()
+
+
+def _best_of(takers: Sequence[Replica], beginning: int) -> Replica:
+    """The engine with most room; or one that knows how the job begins, unless it has so much less that it is full
+    while another idles."""
+    freest = max(takers, key=lambda replica: replica.free)
+    knowing = [
+        replica
+        for replica in takers
+        if replica.knows(beginning) and replica.free >= freest.free - replica.parallel // _UNEVENNESS
+    ]
+    return max(knowing or [freest], key=lambda replica: replica.free)
 
 
 def _about(claim: Claim, state: JobState, receipt: Receipt | None = None) -> dict[str, Any]:
@@ -592,6 +674,7 @@ examples:
   nrvnad --stop ~/work                           end it
   nrvnad --check ~/models/model.gguf             what the model is and whether it will work here
   nrvnad --tune ~/models/model.gguf              which settings are faster on this machine
+  nrvnad --gpus 0,1 ~/models/model.gguf ~/work   with an engine on each of two GPUs, sharing the queue
   nrvnad --temp 0 ~/models/model.gguf ~/work     with a setting for the jobs that have none of their own
 
 exit codes: 0 stopped as asked, or ready with --daemonize, 1 it could not start, with --check the model will
@@ -656,7 +739,7 @@ def _check_words(parser: Parser, options: Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    open_streams()
+    open_streams("nrvnad")
     parser = make_parser()
     given = sys.argv[1:] if argv is None else argv
     options = parser.read(given)
@@ -672,12 +755,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     model = Path(options.model)
     if options.way == "check":
-        return check(model, config)
+        return check(model, first_place(config))
     # Imported here: most daemons are started without.
     if options.way == "tune":
         from nrvna.tune import tune
 
-        return tune(model, config, within_s)
+        return tune(model, first_place(config), within_s)
     workspace = Workspace(options.workspace)
     if options.way == "daemonize":
         from nrvna.control import daemonize

@@ -55,6 +55,28 @@ class JobNotFoundError(NrvnaError, LookupError):
     """No job of that id in the workspace."""
 
 
+class JobFailedError(NrvnaError, RuntimeError):
+    """A job that has no answer, by its ``id``, with the ``reason``.
+
+    ``finish_reason`` is the receipt's: "error", "cancelled", "timeout", or "thinking" where the model never came to
+    an answer.
+    """
+
+    # All of them go to args: so it can be pickled, as it must be to come out of another process.
+    def __init__(self, id: str, reason: str, finish_reason: str = "error") -> None:
+        super().__init__(id, reason, finish_reason)
+        self.id = id
+        self.reason = reason
+        self.finish_reason = finish_reason
+
+    def __str__(self) -> str:
+        return f"{self.id} failed: {self.reason}"
+
+
+class DamagedResultError(NrvnaError, OSError):
+    """The files of a finished job are not, any more, those that its daemon wrote."""
+
+
 class LostRaceError(NrvnaError):
     """Somebody else moved or removed the job first. Never an error for a user: the caller goes on to the next job."""
 

@@ -12,8 +12,8 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from os.path import basename, dirname, isdir, join
 from typing import Any
 
@@ -68,6 +68,22 @@ def read_bytes(path: str, limit: int = sys.maxsize) -> bytes:
         return b""
 
 
+def read_head(path: str, limit: int) -> str:
+    """For showing: the beginning of a regular file as text, so many bytes of it; empty if it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.read(descriptor, limit).decode("utf-8", "replace")
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+    return ""
+
+
 def read_object(path: str, limit: int = _MAX_OBJECT_BYTES) -> dict[str, Any]:
     """A JSON object from a file, empty if there is none."""
     try:
@@ -93,6 +109,42 @@ def write(path: str, data: bytes, *, durable: bool = True) -> None:
             _flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_file(path: str) -> Iterator[Callable[[bytes], None]]:
+    """A function that writes to a file which takes the place of what is there once it is whole, and on the disk.
+
+    If anything fails until then, nothing has changed. What is no regular file is written to as it is. Raises OSError.
+    """
+    try:
+        about = os.stat(path)
+    except FileNotFoundError:
+        about = None
+    if about and not stat.S_ISREG(about.st_mode):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            yield lambda data: _write_all(descriptor, data)
+        finally:
+            os.close(descriptor)
+        return
+    target = os.path.realpath(path)
+    staging = join(dirname(target), f".{basename(target)[:100]}.{os.urandom(3).hex()}")
+    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            if about:
+                os.fchmod(descriptor, stat.S_IMODE(about.st_mode))
+            yield lambda data: _write_all(descriptor, data)
+            _flush(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(staging, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(staging)
+        raise
+    sync(dirname(target))
 
 
 def append(path: str, data: bytes, *, at: int | None = None, durable: bool = False) -> None:

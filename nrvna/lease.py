@@ -65,6 +65,8 @@ _LOOK_AHEAD = 256
 # A folder's mtime moves in steps of a clock tick: within this time of a change, another may not have shown.
 _MTIME_TICK_NS = 50_000_000
 _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL = "attempts.json", "attempts.json.new", "cancel"
+# What a job has as long as it is not finished. What is needed if its daemon ends before the move goes last.
+UNFINISHED = (PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL)
 # What a daemon files; anything of these names that was put there before is removed.
 _FILED = ("result.txt", "error.txt", "receipt.json", REASONING, VECTOR)
 _STARTS = ".starts"
@@ -425,8 +427,7 @@ class Lease:
                     write(join(claim.directory, name), data)
                 write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
                 sync(claim.directory)
-                # What is needed if this ends before the move goes last.
-                for leftover in (PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL):
+                for leftover in UNFINISHED:
                     clear(join(claim.directory, leftover))
                 _move_as(claim.directory, target, claim.id)
                 self._unconfirmed.add(claim.id)
@@ -539,25 +540,32 @@ def _count_death(directory: str) -> None:
     sync(directory)
 
 
-def cancel(workspace: Workspace, job: Job) -> bool:
-    """Cancel a job that waits; whether it was. One that runs is marked for its daemon, which cancels it soon.
+def cancel(workspace: Workspace, *jobs: Job) -> list[str]:
+    """Cancel jobs that wait and return their ids; those that run are marked for their daemons, which do it soon.
 
     Raises WorkspaceError.
     """
-    if job.state is JobState.RUNNING:
-        with suppress(OSError):
-            write(join(job.directory, _CANCEL), b"", durable=False)
-        return False
+    cancelled: list[str] = []
+    waiting = []
+    for job in jobs:
+        if job.state is JobState.RUNNING:
+            with suppress(OSError):
+                write(join(job.directory, _CANCEL), b"", durable=False)
+        else:
+            waiting.append(job)
+    if not waiting:
+        return []
     lease = Lease(workspace, None)
     try:
-        claim = lease.claim_this(job)
-        reason = "cancelled before it was begun"
-        lease.fail(claim, reason, Receipt.of_failure(claim.id, claim.queued, reason, "cancelled"))
-    except LostRaceError:
-        return False
+        for job in waiting:
+            with suppress(LostRaceError):
+                claim = lease.claim_this(job)
+                reason = "cancelled before it was begun"
+                lease.fail(claim, reason, Receipt.of_failure(claim.id, claim.queued, reason, "cancelled"))
+                cancelled.append(job.id)
     finally:
         lease.close()
-    return True
+    return cancelled
 
 
 def _about(directory: str) -> tuple[dict[str, Any], str | None]:

@@ -23,6 +23,11 @@ def configure(config: Config, who: str = "") -> None:
     logging.getLogger("nrvna").setLevel(LOG_LEVELS[config.log_level])
 
 
+def engine(name: str) -> str:
+    """What the lines of an engine's process begin with; ``name`` tells it from others of the daemon, if there are."""
+    return f"[{name}] engine" if name else "engine"
+
+
 def _plain_formatter(who: str) -> logging.Formatter:
     sender = f"{who}: " if who else ""
     return logging.Formatter(f"%(asctime)s %(levelname)-7s {sender}%(message)s", datefmt="%H:%M:%S")

@@ -150,8 +150,8 @@ def fill_in(prompt: str, after: Iterable[str], answers: Mapping[str, str]) -> st
 
 
 def _parent(name: str, after: tuple[str, ...]) -> str:
-    """By its id, or by how that alone of them begins."""
-    found = [parent for parent in after if parent.startswith(name)] if name else []
+    """By its id, or by how that alone of them begins or ends."""
+    found = [parent for parent in after if parent.startswith(name) or parent.endswith(name)] if name else []
     if name in after:
         return name
     if len(found) != 1:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from nrvna.errors import JobError, SettingError, SubmitError
-from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies
+from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies, encode_prompt
 from nrvna.prompts import Template, compose, quoted_file, read_file
 from nrvna.workspace import Workspace
 
@@ -58,10 +58,10 @@ class Recipe(NamedTuple):
             prompt = compose([self.template.fill(row.fields)], self.files, None)
         elif row.asks is not None:
             # Imported here: it takes longer than most piles.
-            from nrvna.ask import read_object
+            from nrvna.asked import read_object
 
             text, orders = read_object(row.asks, orders)
-            prompt = compose(self.words, self.files, text)
+            prompt = compose(self.words, self.files, encode_prompt(text))
         else:
             prompt = compose(self.words, self.files, row.text() if row.text else None)
         key = self.key.fill(row.fields) if self.key else None
@@ -131,11 +131,14 @@ class _FileFields(Mapping[str, object]):
 
 
 def queue_pile(
-    workspace: Workspace, groups: Iterable[Sequence[Row | JobError]], recipe: Recipe
+    workspace: Workspace,
+    groups: Iterable[Sequence[Row | JobError]],
+    recipe: Recipe,
+    tell: Callable[[list[str]], None],
 ) -> tuple[list[str], int]:
-    """Queue a job for each row, and print its id as soon as it is safe; the ids, and how many rows cannot run.
+    """Queue a job for each row, and tell its id as soon as it is safe; the ids, and how many rows cannot run.
 
-    Raises SubmitError and WorkspaceError, with the ids printed that are queued.
+    Raises SubmitError and WorkspaceError, with the ids told that are queued.
     """
     started, ids, refused = time.monotonic(), [], 0
     shows = sys.stderr.isatty() and not sys.stdout.isatty()
@@ -156,21 +159,15 @@ def queue_pile(
         try:
             queued = workspace.submit_all(orders)
         except SubmitError as error:
-            print_ids(error.queued)
+            tell(error.queued)
             raise
-        print_ids(queued)
+        tell(queued)
         ids += queued
         if shows and time.monotonic() - started > _SHOW_AFTER_S:
             print(f"\r\x1b[K{len(ids)} queued", end="", file=sys.stderr, flush=True)
     if shows:
         print(f"\r\x1b[K{len(ids)} queued", file=sys.stderr)
     return ids, refused
-
-
-def print_ids(ids: Sequence[str]) -> None:
-    """Raises OSError if standard output does not take them."""
-    if ids:
-        print("\n".join(ids), flush=True)
 
 
 def _grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:

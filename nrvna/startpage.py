@@ -20,13 +20,15 @@ def start_page(
     queued: int,
     peers: list[Peer],
     has_terminal: bool,
+    engine: str = "",
 ) -> list[str]:
     """Five lines, six where a GPU computes. ``model`` is the file's fingerprint, ``queued`` the number of jobs that
-    wait, ``peers`` are the other daemons of the workspace; one that ``has_terminal`` is stopped from there."""
+    wait, ``peers`` are the other daemons of the workspace; one that ``has_terminal`` is stopped from there.
+    ``engine`` says which this is ``about``, where there are several."""
     rows = {
         "model": f"{about.description}: {model['path']} ({_size(model['size'])})",
         "runs on": f"{about.device or 'unknown'} ({about.backend}), {_count(about.threads, 'thread')}; "
-        f"{_count(about.parallel, 'job')} at a time, {about.context} tokens each",
+        f"{_count(about.parallel, 'job')} at a time, {about.context} tokens each{engine and f'; {engine}'}",
         **({"offloaded": offloaded(about)} if about.offloaded else {}),
         "workspace": f"{workspace}: {_waiting(queued)}{_beside(peers)}",
         "settings": _settings(config),

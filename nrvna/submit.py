@@ -36,7 +36,7 @@ def submit_all(workspace: Workspace, orders: list[Order], record: Record | None)
     with ExitStack() as held:
         if any(order.key for order in orders):
             with workspace.explained("queue a job in"):
-                held.enter_context(_keys_locked(workspace))
+                held.enter_context(keys_locked(workspace))
         return _Submission(workspace, orders, contents).commit(record)
 
 
@@ -219,7 +219,8 @@ def _job_of(workspace: Workspace, key: str) -> str | None:
 
 
 @contextmanager
-def _keys_locked(workspace: Workspace) -> Iterator[None]:
+def keys_locked(workspace: Workspace) -> Iterator[None]:
+    """As long as this lasts nobody else looks up a key, or takes it. Raises OSError."""
     make_folder(workspace.keys)
     lock = os.open(join(workspace.private, "keys.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

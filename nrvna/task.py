@@ -20,7 +20,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Task:
-    """``kind`` "answer" continues the conversation: the messages, as (role, content), then the prompt as the user's.
+    """``kind`` "answer" continues the conversation: the messages, as (role, content), then the prompt, which is the
+    user's unless ``role`` says whose.
 
     ``system`` is the job's own system message, behind the workspace's context. ``template_kwargs`` are variables for
     the chat template, such as enable_thinking; ``raw`` does without a template: the prompt is continued as it is.
@@ -33,6 +34,7 @@ class Task:
     kind: str = ANSWER
     system: str | None = None
     messages: tuple[tuple[str, str], ...] = ()
+    role: str = "user"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     raw: bool = False
     grammar: str | None = None
@@ -63,6 +65,7 @@ class Task:
             kind=_one_of(content, "kind", KINDS, ANSWER),
             system=_text(content, "system"),
             messages=_messages(content.get("messages", ())),
+            role=_one_of(content, "role", ROLES, "user"),
             template_kwargs=_object(content, "template_kwargs"),
             raw=_flag(content, "raw"),
             grammar=_text(content, "grammar"),
@@ -84,8 +87,8 @@ class Task:
                 raise SettingError(f"a job that is to {self.kind} has no use for {', '.join(extra)}")
         if bool(self.documents) != (self.kind == RERANK):
             raise SettingError("documents and the kind rerank go together")
-        if self.raw and (self.system or self.messages or self.template_kwargs):
-            raise SettingError("a raw prompt stands alone: no system message, no messages, no template variables")
+        if self.raw and (self.system or self.messages or self.role != "user" or self.template_kwargs):
+            raise SettingError("a raw prompt stands alone: no system message, no messages, no role, no variables")
 
 
 _PLAIN = Task()

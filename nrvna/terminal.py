@@ -1,16 +1,26 @@
-"""The standard streams as the command line tools use them: any of them may be closed, and some are terminals."""
+"""The standard streams as the command line tools use them: any of them may be closed, and some are terminals.
+
+What the environment says of the terminal, in variables that are all tools' alike, is read here.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+_tool = "nrvna"
 
 
-def open_streams() -> None:
+def open_streams(tool: str) -> None:
     """Give a tool that was started without some of its standard streams the null device for them.
 
-    Also: text that the terminal's encoding lacks is shown escaped, and what goes to a file or a pipe is UTF-8.
+    Also: :func:`complain` knows the tool's name from here on, text that the terminal's encoding lacks is shown
+    escaped, and what goes to a file or a pipe is UTF-8.
     """
+    global _tool
+    _tool = tool
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
@@ -20,6 +30,44 @@ def open_streams() -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
 
 
+class Terminal(NamedTuple):
+    """What the environment says of the terminal. ``is_dumb``: it can but print, line after line.
+
+    ``is_ascii``: the locale knows no more than that. ``reflows``: it breaks lines anew when its window gets narrower.
+    """
+
+    is_dumb: bool
+    has_colour: bool
+    is_ascii: bool
+    reflows: bool
+
+
+def terminal(environ: Mapping[str, str] | None = None) -> Terminal:
+    """The terminal that this process was started on."""
+    found = os.environ if environ is None else environ
+    name = found.get("TERM", "")
+    is_dumb = name in ("", "dumb")
+    locale = found.get("LC_ALL") or found.get("LC_CTYPE") or found.get("LANG", "")
+    if locale == "C.UTF-8" and not found.get("LC_ALL"):
+        # Python itself sets LC_CTYPE so where the user asked for C.
+        locale = found.get("LANG") or locale
+    # Most do; xterm, rxvt, the console and GNU screen cut lines off. Within tmux it is tmux that counts.
+    cuts = "XTERM_VERSION" in found or "STY" in found or name.startswith(("rxvt", "linux", "vt"))
+    return Terminal(
+        is_dumb, not (is_dumb or found.get("NO_COLOR")), locale in ("C", "POSIX"), "TMUX" in found or not cuts
+    )
+
+
+def pager() -> str:
+    """The command that the user reads long texts with; empty where that is none."""
+    return os.environ.get("PAGER", "less -R").strip()
+
+
+def complain(message: str) -> None:
+    """A line on standard error, with the tool's name before it."""
+    print(f"{_tool}: {message}", file=sys.stderr)
+
+
 def abandon_stdout() -> None:
     """After a write to it failed: Python would try again at exit, and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -27,6 +75,8 @@ def abandon_stdout() -> None:
 
 def printable(text: str) -> str:
     """Text that cannot steer a terminal: control characters but newline and tab become their pictures."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() or char in "\n\t" else _picture(ord(char)) for char in text)
 
 

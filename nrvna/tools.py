@@ -21,7 +21,7 @@ def all_tools() -> dict[str, Tool]:
 
     return {
         "wrk": Tool(wrk.make_parser(everything=True)),
-        "flw": Tool(flw.make_parser()),
+        "flw": Tool(flw.make_parser(), {verb: flw.make_parser(verb) for verb in flw.VERBS}),
         "nrvnad": Tool(daemon.make_parser()),
     }
 

@@ -2,17 +2,18 @@
 
     input/<id>/                prompt.txt, job.json         queued; built in a hidden sibling, then renamed
     processing/<daemon>/<id>/  progress.jsonl               claimed; the daemon holds a flock on .lock beside it
-    output/<id>/               result.txt, receipt.json     done: complete, never touched again
+    output/<id>/               result.txt, receipt.json     done: complete, and never changed
     failed/<id>/               error.txt, receipt.json      failed, with the reason
     .nrvna/                    context.txt, for every job; wake, a FIFO that tells an idle daemon of a new job;
                                clock, whose time is that of the newest id, for when the clock is set back;
                                keys/, which job is that of a key; priority/, which jobs are to start out of turn;
-                               nrvnad.log, of a daemon that runs by itself
+                               nrvnad.log, of a daemon that runs by itself;
+                               batches/<id>/, which jobs answer the lines of a batch file, see batch/ledger.py
 
-This module, submit.py, by which jobs come in, and lease.py, which is a daemon's side, are the only ones that name
-these folders and files, and the only ones that move them. A job's files and the folder that holds them are synced
-before a move, the folder it arrives in after it: what a caller was told of survives a crash of the machine. A move
-never replaces anything.
+This module, submit.py, by which jobs come in, lease.py, which is a daemon's side, and finished.py, by which jobs are
+asked again or removed, are the only ones that name these folders and files, and the only ones that move them. A job's
+files and the folder that holds them are synced before a move, the folder it arrives in after it: what a caller was
+told of survives a crash of the machine. A move never replaces anything.
 
 Paths are strings and not pathlib's: importing that takes as long as everything else that ``wrk`` does.
 """
@@ -27,7 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from os.path import isdir, join
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nrvna.errors import JobError, JobNotFoundError, NoFolderError, UnsafeWorkspaceError, WorkspaceError
 from nrvna.files import (
@@ -46,6 +47,9 @@ from nrvna.files import (
 from nrvna.job import Job, JobState, Receipt, check_id, is_generated_id, order_of_time
 from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order
 
+if TYPE_CHECKING:
+    from nrvna.progress import Progress
+
 MAX_CONTEXT_BYTES = 1024 * 1024
 # Where a daemon keeps an answer that grows.
 PROGRESS = "progress.jsonl"
@@ -53,6 +57,8 @@ PROGRESS = "progress.jsonl"
 REASONING, VECTOR = "reasoning.txt", "result.npy"
 # The prompt of a job that wanted other jobs' answers, with these in their places.
 FILLED = "filled.txt"
+# How the folder of a finished job is called that is being removed, with its id behind.
+REMOVED = ".removed-"
 _STALE_STAGING_S = 3600
 
 # Is told the ids of jobs before they appear in the queue, and for which orders of the list they are.
@@ -83,6 +89,19 @@ class Peer(NamedTuple):
         return not self.named if model is None else model.casefold() in self.names
 
 
+class Seen(NamedTuple):
+    """A job that was seen in a folder. ``order`` sorts by the time it was queued."""
+
+    order: str
+    id: str
+    state: JobState
+    folder: str
+
+    @property
+    def job(self) -> Job:
+        return Job(self.id, self.state, join(self.folder, self.id))
+
+
 class Counts(NamedTuple):
     """How many jobs are in each state."""
 
@@ -105,6 +124,7 @@ class Workspace:
         self.clock = join(self.private, "clock")
         self.keys = join(self.private, "keys")
         self.priority = join(self.private, "priority")
+        self.batches = join(self.private, "batches")
 
     @property
     def context_file(self) -> str:
@@ -115,6 +135,10 @@ class Workspace:
     def log_file(self) -> str:
         """Where a daemon logs that runs by itself and was not told another place."""
         return join(self.private, "nrvnad.log")
+
+    def batch(self, batch_id: str) -> str:
+        """The folder of what is known of a batch."""
+        return join(self.batches, batch_id)
 
     # Making and opening.
 
@@ -162,7 +186,7 @@ class Workspace:
 
     def _own_folders(self) -> tuple[str, ...]:
         jobs = (self.path, self.input, self.processing, self.output, self.failed)
-        return *jobs, self.private, self.keys, self.priority
+        return *jobs, self.private, self.keys, self.priority, self.batches
 
     # Submitting.
 
@@ -221,20 +245,24 @@ class Workspace:
 
     def jobs(self, newest: int | None = None) -> list[Job]:
         """Every job, or the ``newest`` so many, oldest first. Raises WorkspaceError if the folders cannot be read."""
-        found: dict[str, tuple[str, str, JobState, str]] = {}
-        with self.explained("read"):
-            for folder, state in self.folders():
-                for order, name in entries(folder):
-                    found[name] = (order, name, state, folder)
-        rows: list[tuple[str, str, JobState, str]]
+        found = self.survey()
         if newest is None:
-            rows = sorted(found.values())
+            found.sort()
         else:
             # Imported here: wrk has no use for it.
             from heapq import nlargest
 
-            rows = nlargest(newest, found.values())[::-1]
-        return [Job(name, state, join(folder, name)) for _, name, state, folder in rows]
+            found = nlargest(newest, found)[::-1]
+        return [seen.job for seen in found]
+
+    def survey(self) -> list[Seen]:
+        """Every job, in no order; they sort as they were queued. Raises WorkspaceError if it cannot be read."""
+        found: dict[str, Seen] = {}
+        with self.explained("read"):
+            for folder, state in self.folders():
+                for order, name in entries(folder):
+                    found[name] = Seen(order, name, state, folder)
+        return list(found.values())
 
     def newest_running(self) -> Job | None:
         """The running job that was queued last, if any runs."""
@@ -262,10 +290,14 @@ class Workspace:
         """A done job's answer, a failed job's reason, what there is so far of another one's answer."""
         if name := {JobState.DONE: "result.txt", JobState.FAILED: "error.txt"}.get(job.state):
             return read_text(join(job.directory, name))
+        return self.progress(job).text
+
+    def progress(self, job: Job) -> Progress:
+        """What there is so far of a running job's answer."""
         # Imported here: wrk has no use for it.
         from nrvna.progress import parse
 
-        return parse(read_bytes(join(job.directory, PROGRESS))).text
+        return parse(read_bytes(join(job.directory, PROGRESS)))
 
     def order(self, job: Job) -> Order | None:
         """What was asked beside prompt, settings and task; None where that cannot be known."""
@@ -277,6 +309,10 @@ class Workspace:
     def about(self, job: Job) -> dict[str, Any]:
         """A job's ``job.json``; empty where there is none to read."""
         return read_object(join(job.directory, "job.json"), MAX_ABOUT_BYTES)
+
+    def filled(self, job: Job) -> str:
+        """The prompt of a job that was begun, with the answers of others in it; empty where it wanted none."""
+        return read_text(join(job.directory, FILLED), MAX_PROMPT_BYTES)
 
     def reasoning(self, job: Job) -> str:
         """The thought that led to a finished job's answer; empty where there was none."""
@@ -328,11 +364,20 @@ class Workspace:
             raise WorkspaceError(f"{self.context_file} cannot be used as context: it holds a NUL byte")
         return text.strip() or None
 
+    def sweep_removed(self) -> None:
+        """Remove the rest of what was killed half-way through being removed. Raises WorkspaceError."""
+        with self.explained("clean up in"):
+            for folder in (self.output, self.failed):
+                for entry in os.scandir(folder):
+                    if entry.name.startswith(REMOVED) and entry.is_dir(follow_symlinks=False):
+                        remove(entry.path)
+
     def sweep_staging(self) -> None:
         """Remove what was killed half-way through being made: jobs whose id was never printed, unborn daemons.
 
-        Raises WorkspaceError.
+        And what was half-way through being removed. Raises WorkspaceError.
         """
+        self.sweep_removed()
         with self.explained("clean up in"):
             for folder in (self.input, self.processing):
                 for entry in os.scandir(folder):

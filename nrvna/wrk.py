@@ -35,6 +35,7 @@ many at once:
   wrk ~/work "Review this:" --each 'src/*.py'  a job for each file
   wrk ~/work --jsonl jobs.jsonl                a job for each object: {"prompt": "...", "temp": 0, "tags": ["x"]}
   wrk ~/work --jsonl rows.jsonl --template 'Is {name} a {kind}?'
+  wrk ~/work --batch in.jsonl                  the requests of an OpenAI batch file; flw --batch collects them
 
 one after another:
   id=$(wrk ~/work "Write a limerick.")
@@ -46,10 +47,10 @@ with -w those of flw
 
 # With these alone, nothing is asked that takes long to look at.
 _PLAIN_OPTIONS = (
-    *("-", "--", "-f", "--file", "--lines", "--jsonl", "--each", "--template"),
+    *("-", "--", "-f", "--file", "--lines", "--jsonl", "--each", "--template", "--batch", "--again"),
     *("-w", "--wait", "--tag", "--priority", "--after", "--key", "--timeout", "--model", "--init"),
 )
-_PILES = ("lines", "jsonl", "each")
+_PILES = ("lines", "jsonl", "each", "batch")
 
 
 def pipe_is_waiting() -> bool:
@@ -90,10 +91,12 @@ def make_parser(*, everything: bool = True) -> Parser:
     pile.add_argument(
         "--jsonl", metavar="FILE", help="a job for each line of FILE, a JSON object; - for standard input"
     )
+    pile.add_argument("--batch", metavar="FILE", help="the requests of an OpenAI batch file; prints the batch's id")
     pile.add_argument(
         "--each", action="append", metavar="PATTERN", help="a job for each file that matches, as in 'src/**/*.py'"
     )
     add = parser.add_argument_group("how it is queued").add_argument
+    add("--again", action="store_true", help="with --batch: queue the file anew if it was queued before")
     add(
         "--template",
         metavar="TEXT",
@@ -121,7 +124,12 @@ def read_orders(options: argparse.Namespace, workspace: Workspace, *, everything
     """
     if options.model == "":
         raise SettingError("--model is '', but must be the name of a daemon's model file")
-    after = [workspace.find(job_id).id for job_id in _words_of(options.after)]
+    after: list[str] = []
+    if names := _words_of(options.after):
+        # Imported here: few jobs come after others.
+        from nrvna.selection import Selection, select
+
+        after = [job.id for job in select(workspace, Selection(tuple(names)))]
     timeout = None
     if options.timeout is not None:
         from nrvna.durations import parse_duration
@@ -187,12 +195,37 @@ def queue_pile(options: argparse.Namespace, workspace: Workspace, orders: list[O
     # Imported here: most calls queue one prompt.
     from nrvna import pile
 
+    tell = _say_nothing if options.wait else print_ids
+
     recipe = read_recipe(options, orders)
     if options.each:
-        return pile.queue_pile(workspace, pile.files(options.each), recipe)
+        return pile.queue_pile(workspace, pile.files(options.each), recipe, tell)
     if options.lines is not None:
-        return pile.queue_pile(workspace, pile.lines(_opened(options.lines)), recipe)
-    return pile.queue_pile(workspace, pile.objects(_opened(options.jsonl)), recipe)
+        return pile.queue_pile(workspace, pile.lines(_opened(options.lines)), recipe, tell)
+    return pile.queue_pile(workspace, pile.objects(_opened(options.jsonl)), recipe, tell)
+
+
+def print_ids(ids: list[str]) -> None:
+    """Raises OSError if standard output does not take them."""
+    if ids:
+        print("\n".join(ids), flush=True)
+
+
+def _say_nothing(_: list[str]) -> None:
+    """Who waits is given the answers."""
+
+
+def queue_batch_file(options: argparse.Namespace, workspace: Workspace, orders: list[Order]) -> int:
+    """The requests of a batch file; the exit code. Raises as submitting does, and OSError."""
+    # Imported here: it reads the table of settings.
+    from nrvna.batch.queueing import queue_batch
+
+    names = {"prompt": "a prompt", **{name: f"--{name}" for name in ("file", "template", "key", "wait")}}
+    surplus = [called for name, called in names.items() if getattr(options, name)] + ["-n"] * (len(orders) > 1)
+    if surplus:
+        raise SettingError(f"{' and '.join(surplus)} has no place beside --batch: its file says what is asked")
+    base = orders[0]._replace(tags=tuple(_words_of(options.tag)))
+    return queue_batch(workspace, options.batch, base=base, again=options.again)
 
 
 def _opened(path: str) -> int:
@@ -227,8 +260,29 @@ def queue_one(options: argparse.Namespace, workspace: Workspace, orders: list[Or
     return workspace.submit_all(copies(prompt, orders, _words_of(options.tag), options.key))
 
 
+def wait_for(workspace: Workspace, ids: list[str]) -> int:
+    """``wrk -w``: the answers, in the order of their prompts; the exit code. Whoever stops waiting stops no job.
+
+    On a terminal a single one is printed as it grows.
+    """
+    # Imported here: most go on working.
+    from nrvna.collect import follow, print_answers
+
+    try:
+        if len(ids) == 1 and sys.stdout.isatty():
+            return follow(workspace, ids[0])
+        return print_answers(workspace, ids, wait=True)
+    except BrokenPipeError:
+        # The reader has seen enough.
+        abandon_stdout()
+        return 0
+    except KeyboardInterrupt:
+        print(f"\nwrk: it goes on; collect with: flw -w {workspace.path} {' '.join(ids[:3])}", file=sys.stderr)
+        raise
+
+
 def main(argv: list[str] | None = None) -> int:
-    open_streams()
+    open_streams("wrk")
     given = sys.argv[1:] if argv is None else argv
     everything = any(word.startswith("-") and word.split("=")[0] not in _PLAIN_OPTIONS for word in given)
     parser = make_parser(everything=everything)
@@ -245,12 +299,19 @@ def main(argv: list[str] | None = None) -> int:
             workspace.check()
         except WorkspaceError as error:
             parser.exit(2, f"wrk: {error}\n")
+        if options.again and options.batch is None:
+            raise SettingError("--again is for a file that was queued before: it goes with --batch FILE")
         orders = read_orders(options, workspace, everything=everything)
+        if options.batch is not None:
+            return queue_batch_file(options, workspace, orders)
         if is_pile:
             ids, refused = queue_pile(options, workspace, orders)
         else:
             ids, refused = queue_one(options, workspace, orders), 0
-            print("\n".join(ids), flush=True)
+            if not options.wait:
+                print_ids(ids)
+        if options.wait:
+            return max(2 if refused else 0, wait_for(workspace, ids))
     except (SettingError, JobError, JobNotFoundError) as error:
         parser.exit(2, f"wrk: {error}\n")
     except WorkspaceError as error:

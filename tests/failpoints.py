@@ -211,6 +211,19 @@ def wrk_lines(path: str, _: str, fault: list[Any], prompts: list[str]) -> int:
     return code
 
 
+def wrk(path: str, fault: list[Any], argv: list[str]) -> int:
+    """Any call of it; the exit code."""
+    from nrvna.wrk import main
+
+    _workspace, points, _insist = _prepare(path, fault)
+    try:
+        code = main(argv)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    say(count=points.count, struck=points.struck)
+    return code
+
+
 def cancel_first(path: str, _: str, fault: list[Any], _prompts: list[str]) -> None:
     workspace, points, insist = _prepare(path, fault)
     [job, *_others] = workspace.jobs()
@@ -295,13 +308,14 @@ def serve(path: str, model: str, fault: list[Any], _prompts: list[str]) -> None:
         return
     deadline = time.monotonic() + _DEADLINE_S
     while time.monotonic() < deadline:
-        daemon._restart_delay = 0.01
+        for replica in daemon._replicas:
+            replica.restart_delay = 0.01
         daemon.tick(0.01)
         if points.struck and time.monotonic() - points.struck_at > _LASTS_S:
             points.lift()
         jobs = [(job, workspace.prompt(job)) for job in workspace.jobs() if not job.is_finished]
         for job, prompt in jobs:
-            if "cancel me" in prompt and job.id in daemon._at_work and job.id not in cancelled:
+            if "cancel me" in prompt and daemon.is_at_work(job.id) and job.id not in cancelled:
                 say(asked=job.id)
                 with suppress(OSError):
                     Path(job.directory, "cancel").touch()
@@ -309,7 +323,7 @@ def serve(path: str, model: str, fault: list[Any], _prompts: list[str]) -> None:
         rest = [job for job, prompt in jobs if "stays" not in prompt]
         stays = [job for job, prompt in jobs if "stays" in prompt]
         has_progress = all(
-            job.id in daemon._at_work and Path(job.directory, "progress.jsonl").exists() for job in stays
+            daemon.is_at_work(job.id) and Path(job.directory, "progress.jsonl").exists() for job in stays
         )
         if not rest and has_progress and (points.is_lifted or not points.struck or not fault[2]):
             break
@@ -327,7 +341,8 @@ def finish_all(path: str, model: str) -> int:
     daemon.start()
     deadline = time.monotonic() + _DEADLINE_S
     while time.monotonic() < deadline:
-        daemon._restart_delay = 0.01
+        for replica in daemon._replicas:
+            replica.restart_delay = 0.01
         daemon.tick(0.01)
         counts = workspace.counts()
         if not counts.queued + counts.running:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 PATIENCE_S = 60.0
@@ -36,6 +41,29 @@ def command(
     return subprocess.CompletedProcess(
         done.args, done.returncode, *(os.fsdecode(part) for part in (done.stdout, done.stderr))
     )
+
+
+def on_terminal(
+    *arguments: str | Path, columns: int = 0, env: dict[str, str] | None = None, keys: bytes = b""
+) -> str:
+    """What a command shows on a terminal, standard output and error together; ``keys`` are typed at its start."""
+    controller, terminal = pty.openpty()
+    if columns:
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {**os.environ, **(env or {})}
+    with subprocess.Popen(
+        [str(part) for part in arguments], stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+    ):
+        os.close(terminal)
+        if keys:
+            os.write(controller, keys)
+        shown = b""
+        # The end of the other side is an error here.
+        with suppress(OSError):
+            while data := os.read(controller, 1000):
+                shown += data
+    os.close(controller)
+    return shown.decode().replace("\r\n", "\n")
 
 
 class DaemonProcess:
@@ -67,9 +95,13 @@ class DaemonProcess:
 
     def engine_pid(self) -> int:
         """The process that holds the model."""
+        [engine] = self.engine_pids()
+        return engine
+
+    def engine_pids(self) -> list[int]:
+        """Where there are several, in the order in which they were started."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        assert len(children) == 1
-        return int(children[0])
+        return [int(pid) for pid in children]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ask it to end, and return its exit code."""

@@ -50,7 +50,10 @@ FILES = {
     "src/parser.py": "def parse(text):\n    return text.split(',')\n",
     "src/main.py": "from parser import parse\n\nprint(parse('a,b'))\n",
     "prompt.txt": "Name a river in Europe.\n",
+    "requests.jsonl": '{"custom_id": "one", "method": "POST", "url": "/v1/chat/completions", "body": '
+    '{"model": "any", "messages": [{"role": "user", "content": "Name a lake."}], "max_tokens": 8}}\n',
     "words.txt": "house\nriver\ntree\n",
+    "book.txt": "".join(f"In chapter {number} the river rose, and they moved uphill.\n" for number in range(50)),
     "documents.txt": "Fish live in water.\nBirds fly.\n",
     "chat.json": '[{"role": "user", "content": "Ahoy!"}, {"role": "assistant", "content": "Ahoy, matey!"}]\n',
     "schema.json": '{"type": "object", "properties": {"rivers": {"type": "array", "items": {"type": "string"}, '

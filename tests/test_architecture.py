@@ -14,6 +14,8 @@ PACKAGE = ROOT / "nrvna"
 
 # Room by room, what each may import of nrvna. "nrvna" itself holds the version.
 ALLOWED = {
+    # Loads them when they are asked for.
+    "__init__": {"client", "handle", "request", "job", "errors"},
     "errors": set(),
     "config": {"errors"},
     "job": {"errors"},
@@ -23,32 +25,62 @@ ALLOWED = {
     "columns": set(),
     "progress": set(),
     "task": {"errors"},
-    "ask": {"config", "grammar", "task", "order", "errors"},
+    "ask": {"config", "grammar", "task", "errors"},
+    "asked": {"config", "request", "order", "task", "errors"},
     "durations": {"errors"},
     "prompts": {"order", "errors"},
-    "pile": {"workspace", "order", "prompts", "ask", "errors"},
+    "pile": {"workspace", "order", "prompts", "asked", "errors"},
     "order": {"job", "errors"},
     "parents": {"workspace", "job", "order", "files", "errors"},
     "priorities": {"workspace"},
     "workspace": {"job", "order", "files", "submit", "progress", "errors"},
     "submit": {"workspace", "job", "order", "files", "errors"},
     "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "errors"},
+    "finished": {"lease", "submit", "workspace", "job", "files", "errors"},
     "service": {"config"},
     "logs": {"config", "job"},
     "startpage": {"config", "engine", "terminal", "workspace"},
     "control": {"config", "files", "terminal", "workspace", "errors"},
     "tune": {"config", "engine", "terminal", "errors"},
     "grammar": {"grammar", "errors"},
-    "wrk": {"workspace", "order", "prompts", "pile", "ask", "durations", "arguments", "terminal", "errors"},
-    "flw": {"workspace", "lease", "job", "live", "arguments", "terminal", "columns", "config", "errors"},
+    "batch": {"batch", "workspace", "job", "order", "task", "config", "grammar", "files", "terminal", "errors"},
+    "wrk": {
+        *("workspace", "order", "prompts", "pile", "ask", "collect", "selection", "durations", "arguments"),
+        *("batch", "terminal", "errors"),
+    },
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
+    "placement": {"config", "engine", "errors"},
+    "replica": {"placement", "engine", "lease"},
     "daemon": {
         *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
-        *("engine", "terminal", "arguments", "control", "tune"),
+        *("engine", "placement", "replica", "terminal", "arguments", "control", "tune"),
     },
     "tools": {"wrk", "flw", "daemon"},
     "manual": {"tools", "arguments", "config"},
     "completion": {"completion", "tools", "arguments", "config"},
+    # From Python: what is asked, how it is waited for, jobs, and the workspace.
+    "request": {"handle", "order", "task", "config", "grammar", "errors"},
+    "watch": {"workspace", "awaiting", "job", "files", "errors"},
+    "awaiting": {"watch", "workspace"},
+    "handle": {"watch", "lease", "job", "task", "files", "errors"},
+    "client": {"handle", "request", "watch", "workspace", "job", "order", "errors"},
+    "selection": {"workspace", "job", "order", "files", "errors"},
+    "which": {"selection", "durations", "arguments", "errors"},
+    "outlook": {"workspace", "job", "order", "errors"},
+    "waiting": {"workspace", "outlook", "columns", "terminal", "errors"},
+    "facts": {"selection", "job"},
+    "listing": {"selection", "facts", "job", "files", "durations", "columns", "terminal"},
+    "collect": {"workspace", "waiting", "outlook", "job", "terminal", "errors"},
+    "export": {"workspace", "selection", "facts", "job", "files", "errors"},
+    "stats": {"selection", "job", "terminal"},
+    "verbs": {
+        *("workspace", "lease", "finished", "selection", "which", "collect", "export", "stats", "waiting"),
+        *("job", "files", "arguments", "terminal", "errors"),
+    },
+    "flw": {
+        *("workspace", "selection", "which", "listing", "collect", "waiting", "verbs", "job", "arguments"),
+        *("live", "batch", "terminal", "errors"),
+    },
     "llama": {"llama", "errors"},
     "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "errors"},
 }
@@ -83,7 +115,11 @@ def test_a_room_imports_only_the_rooms_it_may(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [path for folder in ("", "grammar", "live", "completion") for path in sorted((PACKAGE / folder).glob("*.py"))],
+    [
+        path
+        for folder in ("", "grammar", "live", "completion", "batch")
+        for path in sorted((PACKAGE / folder).glob("*.py"))
+    ],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_daemon_and_tools_import_the_standard_library_alone(path: Path) -> None:
@@ -107,7 +143,7 @@ def test_no_tool_loads_numpy_cffi_or_the_model(module: str) -> None:
 
 def test_wrk_and_flw_load_nothing_of_the_engine() -> None:
     for module in ("nrvna.wrk", "nrvna.flw"):
-        assert not any(name.startswith("nrvna.engine") for name in loaded_by(module))
+        assert not any(name.startswith(("nrvna.engine", "nrvna.batch")) for name in loaded_by(module))
 
 
 def test_the_daemon_loads_only_the_engines_end_of_the_pipe() -> None:
@@ -128,10 +164,10 @@ def users_of(*attributes: str) -> set[str]:
     return found
 
 
-def test_only_submission_and_lease_move_jobs() -> None:
+def test_only_submission_lease_and_what_comes_after_move_jobs() -> None:
     assert users_of("rename", "renames", "replace") == {"files.py"}
     movers = {path.name for path in SOURCES if names_imported_by(path, "nrvna.files") & {"move", "replace"}}
-    assert movers == {"submit.py", "lease.py"}
+    assert movers == {"submit.py", "lease.py", "finished.py"}
 
 
 def test_only_the_files_room_waits_for_the_disk() -> None:
@@ -151,16 +187,16 @@ def test_only_the_runner_touches_the_model_of_the_engine() -> None:
     users = {path.name for path in (PACKAGE / "engine").glob("*.py") if "nrvna.llama" in imports_of(path)}
     # prompt.py and renderer.py tokenise, chain.py says what a sampler is made of, check.py looks at a model without
     # running it, two try it out before it serves, embedder.py and encoder.py run it for jobs that want no text,
-    # devices.py asks where its weights went.
+    # devices.py looks for GPUs before there is a model, and asks where its weights went.
     assert users == {
         "runner.py",
         "prompt.py",
         "renderer.py",
         "chain.py",
         "check.py",
+        "devices.py",
         "shape.py",
         "reproducible.py",
         "embedder.py",
         "encoder.py",
-        "devices.py",
     }

@@ -73,6 +73,31 @@ def test_a_daemon_that_was_told_to_use_the_cpu_looks_for_no_gpu(
     assert re.search(r"ready: .* on cpu, ", daemon.log)
 
 
+@without_driver
+def test_gpus_that_were_named_are_missed_with_the_reason(
+    workspace: Workspace, builds: Path, model_file: Path
+) -> None:
+    environment = {"NRVNA_LLAMA_DIR": str(builds)}
+    for gpus in ("0", "0,1"):
+        done = command("daemon", "--gpus", gpus, str(model_file), workspace.path, env=environment)
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(
+            f"nrvnad: NRVNA_GPUS is {gpus}, but llama.cpp computes on the CPU here: the cuda build "
+        )
+        assert "there is no NVIDIA driver here" in last
+    checked = command("daemon", "--check", "--gpus", "0", str(model_file), env=environment)
+    assert "there is no NVIDIA driver here" in checked.stdout
+
+
+@without_driver
+def test_engines_that_were_told_to_share_the_processor_miss_no_gpu(
+    start_daemon: StartDaemon, workspace: Workspace, builds: Path
+) -> None:
+    daemon = start_daemon(workspace.path, "--llama-dir", str(builds), "--replicas", "2", *SHORT)
+    assert "runs on the CPU" not in daemon.log
+
+
 def load(root: Path, backend: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     code = """
 import sys

@@ -19,13 +19,11 @@ from nrvna.config import (
     Config,
     Sampling,
     Setting,
-    Terminal,
     add_options,
     changed,
     from_environment,
     markdown_table,
     of_job,
-    terminal,
 )
 from nrvna.errors import SettingError
 
@@ -220,14 +218,14 @@ def test_readme_and_docs_show_the_tables_of_settings() -> None:
     assert markdown_table(everything=True) in (ROOT / "docs" / "settings.md").read_text()
 
 
-def test_nothing_but_config_reads_the_environment() -> None:
+def test_settings_and_the_terminals_variables_are_read_from_the_environment_in_one_place_each() -> None:
     readers = []
     for path in (ROOT / "nrvna").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
             if name in ("environ", "getenv", "environb"):
                 readers.append(path.name)
-    assert set(readers) == {"config.py"}
+    assert set(readers) == {"config.py", "terminal.py"}
 
 
 @pytest.mark.parametrize(
@@ -272,25 +270,3 @@ def test_a_flag_takes_no_value_and_is_one() -> None:
     options = parser.parse_args(["--log-json", "--named", "--stop-text", "END"])
     config = from_environment({setting.field: getattr(options, setting.field) for setting in SETTINGS}, {})
     assert (config.log_json, config.named, config.sampling.stop) == (True, True, ("END",))
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({"TERM": "xterm-256color", "LANG": "de_DE.UTF-8"}, Terminal(False, True, False, True)),
-        ({"TERM": "xterm", "NO_COLOR": "1"}, Terminal(False, False, False, True)),
-        ({"TERM": "xterm", "NO_COLOR": ""}, Terminal(False, True, False, True)),
-        ({"TERM": "dumb"}, Terminal(True, False, False, True)),
-        ({}, Terminal(True, False, False, True)),
-        ({"TERM": "xterm", "LANG": "C"}, Terminal(False, True, True, True)),
-        ({"TERM": "xterm", "LANG": "C", "LC_CTYPE": "C.UTF-8"}, Terminal(False, True, True, True)),
-        ({"TERM": "xterm", "LC_CTYPE": "C.UTF-8"}, Terminal(False, True, False, True)),
-        ({"TERM": "xterm", "LANG": "en_US.UTF-8", "LC_ALL": "POSIX"}, Terminal(False, True, True, True)),
-        ({"TERM": "linux"}, Terminal(False, True, False, False)),
-        ({"TERM": "xterm", "XTERM_VERSION": "XTerm(390)"}, Terminal(False, True, False, False)),
-        ({"TERM": "screen", "STY": "1.x"}, Terminal(False, True, False, False)),
-        ({"TERM": "screen", "XTERM_VERSION": "XTerm(390)", "TMUX": "/tmp/x"}, Terminal(False, True, False, True)),
-    ],
-)
-def test_the_environment_tells_what_the_terminal_can_do(environ: dict[str, str], expected: Terminal) -> None:
-    assert terminal(environ) == expected

@@ -54,7 +54,7 @@ def test_each_line_of_a_daemons_log_is_an_object_and_tells_of_jobs_by_fields(
 
 def test_the_variable_asks_for_it_too_and_the_last_word_is_an_object_as_well(tmp_path: Path) -> None:
     done = command("daemon", tmp_path / "m.gguf", tmp_path / "w", env={"NRVNA_LOG_JSON": "1"})
-    assert done.returncode == 1
+    assert done.returncode == 2
     [record] = records(done.stderr)
     assert record["level"] == "error"
     assert record["message"].startswith(f"no model file {tmp_path / 'm.gguf'}")

@@ -18,6 +18,7 @@ PLAIN = st.builds(
     Task,
     system=st.none() | TEXT,
     messages=MESSAGES,
+    role=st.sampled_from(ROLES),
     template_kwargs=st.dictionaries(st.sampled_from(["enable_thinking", "level"]), st.booleans() | TEXT),
     lora=st.none() | TEXT,
 )
@@ -78,6 +79,8 @@ def test_messages_may_be_written_as_openai_writes_them() -> None:
         ({"kind": "rerank"}, "documents and the kind rerank go together"),
         ({"documents": ["a"]}, "documents and the kind rerank go together"),
         ({"raw": True, "system": "x"}, "a raw prompt stands alone"),
+        ({"raw": True, "role": "system"}, "a raw prompt stands alone"),
+        ({"role": "king"}, "the task's role is 'king', but must be system, developer"),
         ({"raw": 1}, "raw must be true or false"),
         ({"system": "a\0b"}, "system must be text"),
         ({"choices": "a,b"}, "choices must be a list of texts"),

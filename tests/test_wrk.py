@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from processes import command
 
 from nrvna.job import Job
 from nrvna.order import Order
@@ -166,8 +167,8 @@ def test_bad_objects_are_named_by_line_and_do_not_stop_the_others(workspace: Wor
         "wrk: line 3 is no JSON object",
         'wrk: line 4: "prompt" is 3, but must be text',
         'wrk: line 5: "prompt" is missing',
-        "wrk: line 6: there is no 'tmep' to ask for",
-        "wrk: line 7: the job's temp is 'hot', but must be a number from 0 to 10",
+        "wrk: line 6: tmep is nothing that can be asked of a job: did you mean temp?",
+        "wrk: line 7: temp is 'hot', but must be a number from 0 to 10",
         "wrk: line 8: ",
     ]
     assert len(complaints) == len(expected)
@@ -273,3 +274,38 @@ def test_lines_from_a_pipe_become_jobs(workspace: Workspace, capsys: Caught, mon
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(os.fdopen(reader, "rb")))
     jobs = wrk(workspace, "Count:", "--lines", "-", capsys=capsys)
     assert [workspace.prompt(job) for job in jobs] == ["Count:\n\none", "Count:\n\ntwo"]
+
+
+# Waiting for the answer.
+
+
+def test_an_answer_is_printed_in_place_of_the_id(served: Workspace) -> None:
+    done = command("wrk", "-w", served.path, "Name a metal.")
+    newest = served.jobs(newest=1)[0]
+    assert (done.returncode, done.stdout) == (0, served.answer(newest).rstrip("\n") + "\n")
+
+
+def test_the_answers_of_a_pile_are_printed_in_its_order(served: Workspace) -> None:
+    Path("words").write_text("iron\n\nwater\n")
+    done = command("wrk", "-w", served.path, "What is this?", "--lines", "words", "--max-tokens", "4")
+    jobs = served.jobs(newest=2)
+    assert done.returncode == 0
+    assert done.stdout == "\n".join(f"==> {job.id} <==\n{served.answer(job).rstrip()}\n" for job in jobs)
+
+
+def test_a_failure_that_is_waited_for_is_told_and_exits_1(served: Workspace) -> None:
+    done = command("wrk", "-w", served.path, "Count.", "--ignore-eos", "1", "--predict", "400", "--timeout", "0.3s")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("wrk: ") and "no answer within its timeout of 0.3 s" in done.stderr
+
+
+def test_a_job_may_come_after_one_by_the_end_of_its_id(workspace: Workspace, capsys: Caught) -> None:
+    first = workspace.submit("a")
+    [job] = wrk(workspace, f"{{result:{first[-6:]}}}", "--after", first[-6:], capsys=capsys)
+    assert order_of(workspace, job).after == (first,)
+
+
+def test_a_job_may_come_after_the_newest(workspace: Workspace, capsys: Caught) -> None:
+    _, second = workspace.submit_all(["a", "b"])
+    [job] = wrk(workspace, "c", "--after", "@1", capsys=capsys)
+    assert order_of(workspace, job).after == (second,)

@@ -13,6 +13,7 @@ a prompt, one line's worth, command how its job goes:
     HANG            nothing more is ever heard of the engine
     PARENT          takes the daemon down as well
 
+Where several engines share a machine, the one of a number cannot start while ``MODEL.broken-NUMBER`` exists.
 What is resumed is trusted, as a model's engine trusts it: tokens of another job, or torn ones, show in the answer.
 """
 
@@ -135,6 +136,7 @@ class Toy:
         while first is None:
             first = next(iter(self._hear(None)), None)
         self._model = first["model"]
+        self._end_if_broken(f"{first['path']}.broken-{first['share'][0]}")
         self._parallel = first["config"]["parallel"] or 4
         self._send({"loading": 1.0})
         shape = {"parallel": self._parallel, "context": 512, "threads": 1}
@@ -145,6 +147,11 @@ class Toy:
                 self._obey(message)
             if self._running:
                 self._step()
+
+    def _end_if_broken(self, path: str) -> None:
+        if os.path.exists(path):  # noqa: PTH110 - pathlib would take longer than all the rest
+            self._send({"fatal": "it is broken"})
+            os._exit(1)
 
     def _hear(self, wait_s: float | None) -> list[dict[str, Any]]:
         if not select.select([0], (), (), wait_s)[0]:

@@ -159,7 +159,7 @@ def use_toy_engine(step_s: float = 0.001) -> None:
 
 
 def run_daemon(argv: list[str], pace: dict[str, float]) -> int:
-    from nrvna import daemon, lease
+    from nrvna import daemon, lease, replica
 
     restart_s = pace.pop("restart_s", None)
     lease.MAX_UNENDED = int(pace.pop("max_unended", lease.MAX_UNENDED))
@@ -168,10 +168,10 @@ def run_daemon(argv: list[str], pace: dict[str, float]) -> int:
     vars(daemon).update(pace)
     if restart_s is not None:
 
-        def restart_soon(self: daemon.Daemon) -> None:
+        def restart_soon(self: replica.Replica) -> None:
             self._restart_at = time.monotonic() + restart_s
 
-        daemon.Daemon._restart_later = restart_soon  # type: ignore[method-assign]
+        replica.Replica.restart_later = restart_soon  # type: ignore[method-assign]
     return daemon.main(argv)
 
 

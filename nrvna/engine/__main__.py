@@ -15,9 +15,10 @@ from typing import Any
 from nrvna import logs
 from nrvna.config import LOG_LEVELS, Config, Sampling
 from nrvna.engine.check import check_model
-from nrvna.engine.devices import explain, open_library
+from nrvna.engine.devices import explain, list_devices, open_library, require_gpus
 from nrvna.engine.encoder import Encoder
 from nrvna.engine.engine import Engine, Event
+from nrvna.engine.machine import take_share
 from nrvna.engine.protocol import Ready, Unpacker, pack, pack_files
 from nrvna.engine.runner import Runner
 from nrvna.engine.tally import Tally
@@ -75,9 +76,11 @@ def serve(channel: Channel) -> int:
     first = channel.next(None)
     assert first is not None
     config, path = Config.from_dict(first["config"]), Path(first["path"])
-    _configure_logging(config)
+    _configure_logging(config, first.get("name", ""))
     os.nice(config.nice)
+    config = take_share(config, *first.get("share", (0, 1)))
     try:
+        require_gpus(config)
         engines, ready = _open_engines(path, config, first["model"], channel)
     except (NrvnaError, OSError, MemoryError) as error:
         channel.send({"fatal": str(error)})
@@ -93,7 +96,7 @@ def _open_engines(path: Path, config: Config, model: dict[str, Any], channel: Ch
     def report(fraction: float) -> None:
         channel.send({"loading": round(fraction, 3)})
 
-    explain(open_library(config))
+    explain(open_library(config), config)
     try:
         runner = Runner(path, config, report)
     except EncoderError:
@@ -188,8 +191,8 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _configure_logging(config: Config) -> None:
-    logs.configure(config, "engine")
+def _configure_logging(config: Config, name: str = "") -> None:
+    logs.configure(config, logs.engine(name))
     llama = logging.getLogger("nrvna.llama")
     llama.setLevel(LOG_LEVELS[config.llama_log_level])
     # llama.cpp takes the cells that all sequences share for the context of one.
@@ -202,6 +205,8 @@ def main(argv: list[str]) -> int:
         config = Config.from_dict(first["config"])
         _configure_logging(config)
         return check_model(Path(first["path"]), config)
+    if argv[:1] == ["--devices"]:
+        return list_devices(Config.from_dict(Unpacker().feed(sys.stdin.buffer.read())[0]["config"]))
     _die_with_parent()
     return serve(Channel())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nrvna.config import Config
 from nrvna.engine.chain import recommendation
-from nrvna.engine.devices import open_library
+from nrvna.engine.devices import open_library, require_gpus
 from nrvna.engine.machine import available_memory
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.shape import choose_shape
@@ -27,6 +27,7 @@ def check_model(path: Path, config: Config) -> int:
     """Print what there is to know and a verdict. Returns 0 if the model will work, 1 if not."""
     try:
         library = open_library(config)
+        require_gpus(config)
         model = Model(path, vocab_only=True)
     except NrvnaError as error:
         print(f"verdict       will not work: {error}")

@@ -179,7 +179,7 @@ class Engine:
         """
         context, task = self._scheduler.context, request.task
         system = "\n\n".join(part for part in (request.system, task.system) if part and not task.raw)
-        messages = [*task.messages, ("user", request.prompt)]
+        messages = [*task.messages, (task.role, request.prompt)]
         if system:
             messages.insert(0, ("system", system))
         conversation = Conversation(tuple(messages), task.template_kwargs, task.raw)

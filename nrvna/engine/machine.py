@@ -1,22 +1,58 @@
-"""What this machine has: cores and memory."""
+"""What this machine has: cores and memory, and an engine's share of them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from nrvna.config import Config
+
+_CPUS = Path("/sys/devices/system/cpu")
 
 
 def physical_cores() -> int:
     """Cores this process may use, hyperthreads counted once; at least 1."""
+    return max(1, len(_cores()))
+
+
+def take_share(config: Config, index: int, count: int) -> Config:
+    """Leave the cores to the ``count - 1`` other engines of this machine that are theirs; the settings of this one.
+
+    Engines on the processor alone keep to cores of their own, side by side, so that each stays within a NUMA node
+    where there are as many. Beside GPUs they only start so many threads.
+    """
+    if count == 1:
+        return config
+    if config.gpus or not hasattr(os, "sched_setaffinity"):
+        return replace(config, threads=max(1, (config.threads or physical_cores()) // count))
+    own = share_of(_cores(), index, count)
+    os.sched_setaffinity(0, {cpu for core in own for cpu in core})
+    return replace(config, threads=max(1, config.threads // count) if config.threads else len(own))
+
+
+def share_of(cores: Sequence[Sequence[int]], index: int, count: int) -> list[Sequence[int]]:
+    """The cores of one out of ``count``, which differ by one at most; some share a core where there are too few."""
+    if len(cores) < count:
+        return [cores[index % len(cores)]]
+    return list(cores[index * len(cores) // count : (index + 1) * len(cores) // count])
+
+
+def _cores() -> list[tuple[int, ...]]:
+    """The processors of each core that this process may use, neighbours next to each other."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = set()
-    for cpu in usable:
-        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    cores: dict[tuple[int, str], list[int]] = {}
+    for cpu in sorted(usable):
+        folder = _CPUS / f"cpu{cpu}"
         try:
-            siblings.add(topology.read_text())
+            siblings = (folder / "topology" / "thread_siblings_list").read_text()
         except OSError:
-            return max(1, len(usable))
-    return max(1, len(siblings))
+            return [(cpu,) for cpu in sorted(usable)]
+        node = min((int(path.name[4:]) for path in folder.glob("node[0-9]*")), default=0)
+        cores.setdefault((node, siblings), []).append(cpu)
+    ordered = sorted(cores.items(), key=lambda item: (item[0][0], item[1]))
+    return [tuple(cpus) for _, cpus in ordered]
 
 
 def available_memory() -> int:

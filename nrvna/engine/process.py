@@ -27,10 +27,13 @@ _EXIT_PATIENCE_S = 5.0
 class EngineProcess:
     """A running engine. It dies with its parent. Nothing here ever waits for it, but for its end.
 
-    What it logs goes on to this process's standard error. Raises OSError if it cannot be started.
+    What it logs goes on to this process's standard error. ``share`` is which it is, of how many that share the
+    machine, and ``name`` what its log calls it there. Raises OSError if it cannot be started.
     """
 
-    def __init__(self, path: Path, model: dict[str, Any], config: Config) -> None:
+    def __init__(
+        self, path: Path, model: dict[str, Any], config: Config, share: tuple[int, int] = (0, 1), name: str = ""
+    ) -> None:
         self._process = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE,
@@ -45,10 +48,15 @@ class EngineProcess:
             os.set_blocking(descriptor, False)
         self._unpacker = Unpacker()
         self._logs_json = config.log_json
+        self._sender = logs.engine(name)
         self._half_line = b""
         self._outbox = bytearray()
         self._tail = b""
-        self.send({"path": str(path), "model": model, "config": config.to_dict()})
+        self.send({"path": str(path), "model": model, "config": config.to_dict(), "share": list(share), "name": name})
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def has_unsent(self) -> bool:
@@ -103,7 +111,7 @@ class EngineProcess:
         if not data and self._half_line:
             lines, self._half_line = [*lines, self._half_line], b""
         said = (line.decode("utf-8", "replace") for line in lines if line.strip())
-        return "".join(f"{logs.wrapped(line, 'engine')}\n" for line in said).encode()
+        return "".join(f"{logs.wrapped(line, self._sender)}\n" for line in said).encode()
 
     def kill(self) -> None:
         """End it at once; :meth:`receive` then says that it is gone."""
@@ -124,11 +132,15 @@ class EngineProcess:
         self._close()
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
-    def stop(self, patience_s: float) -> None:
-        """End it: ask, then kill."""
+    def dismiss(self) -> None:
+        """Ask it to end; :meth:`stop` is all that may follow."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
+
+    def stop(self, patience_s: float) -> None:
+        """End it: ask, then kill."""
+        self.dismiss()
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:

@@ -1,6 +1,7 @@
 """What daemon and engine say to each other: JSON objects, one a line, over the engine's stdin and stdout.
 
-To the engine, first ``{"path", "model", "config"}``, then these; closing its stdin ends it:
+To the engine, first ``{"path", "model", "config", "share", "name"}``, where ``share`` is which of its daemon's
+engines it is and how many those are, and ``name`` tells it from them; then these; closing its stdin ends it:
 
     {"add": {"id", "prompt", "queued", "system", "sampling", "task", "priority", "resume"}}
                                           a job, with its task (see task.py); "resume" is null or what is on record of

@@ -59,7 +59,8 @@ def choose_shape(model: Model, weights: int, config: Config, parallel: int = AUT
         log.warning("a context of %d tokens is more than the %d that the model was trained for", config.ctx, trained)
     threads = config.threads or physical_cores()
     cell = max(1, model.kv_cache_bytes(1))
-    room = max(0, int(available_memory() * _MEMORY_SHARE) - weights) // cell
+    # Several engines on the processor start at the same time, and each sees all that there is.
+    room = max(0, int(available_memory() * _MEMORY_SHARE / config.replicas) - weights) // cell
     if config.reproducible:
         parallel = config.parallel or max(1, min(parallel, room // context))
         _check_cells(parallel * context, parallel, context)

@@ -12,10 +12,10 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from nrvna.config import terminal
 from nrvna.live.frame import BLOCKS, LETTERS, Marks, frame, sentence
 from nrvna.live.look import Lookout
 from nrvna.live.screen import Screen
+from nrvna.terminal import terminal
 from nrvna.workspace import Workspace
 
 FINISHED, FAILED, INTERRUPTED = 0, 1, 130

@@ -352,6 +352,15 @@ def test_a_conversation_goes_through_the_template_message_by_message(runner: Run
     assert text.count("<|im_start|>") == 5
 
 
+def test_a_prompt_may_be_another_roles_than_the_users(runner: Runner) -> None:
+    engine = Engine(runner, {"path": "m"})
+    engine.add(request(Task(messages=(("user", "Count."),), role="system"), prompt="In French."))
+    text = runner.model.detokenize(next(iter(engine._works)).prompt, special=True)
+    assert text.endswith(
+        "<|im_start|>user\nCount.<|im_end|>\n<|im_start|>system\nIn French.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 def test_a_raw_prompt_goes_to_the_model_as_it_is(runner: Runner) -> None:
     engine = Engine(runner, {"path": "m"})
     engine.add(request(Task(raw=True), prompt="Once upon"))

@@ -40,7 +40,8 @@ class Canceller(NamedTuple):
 class Havoc:
     """One workspace, and those who come and go in it."""
 
-    def __init__(self, zygote: Zygote, workspace: Workspace, model: Path, folder: Path) -> None:
+    def __init__(self, zygote: Zygote, workspace: Workspace, model: Path, folder: Path, *options: str) -> None:
+        self.options = options
         self.zygote, self.workspace, self.model, self.folder = zygote, workspace, model, folder
         self.chance = random.Random(1)
         self.oracle = Oracle(workspace.path, folder / "oracle.jsonl")
@@ -52,7 +53,7 @@ class Havoc:
 
     def start_daemon(self, pace: dict[str, float]) -> Child:
         log = self.folder / "daemons.log"
-        options = ("--parallel", str(self.chance.choice((1, 4, 8))))
+        options = ("--parallel", str(self.chance.choice((1, 4, 8))), *self.options)
         return self.zygote.daemon(self.workspace.path, self.model, log, *options, pace=pace)
 
     def cycle(self, breathe: bool) -> None:
@@ -100,7 +101,9 @@ class Havoc:
         if daemon.poll() is not None:
             return
         at_hand = self.claimed_by(daemon)
-        for pid in daemon.children():
+        engines = daemon.children()
+        # One of several: the others go on.
+        for pid in self.chance.sample(engines, min(1, len(engines))):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 self.kills += 1
@@ -172,16 +175,7 @@ class Havoc:
         assert [daemon.wait(10) for daemon in daemons] == [0, 0]
 
 
-def test_nothing_acknowledged_is_lost_doubled_or_torn_however_often_all_are_killed(
-    zygote: Zygote,
-    workspace: Workspace,
-    toy_model: Path,
-    tmp_path: Path,
-    rounds: Callable[..., int],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    havoc = Havoc(zygote, workspace, toy_model, tmp_path)
-    cycles = rounds(quick=150, ci=1000, long=10_000)
+def wreak_havoc(havoc: Havoc, cycles: int, capsys: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
     for cycle in range(cycles):
         havoc.cycle(breathe=cycle % 4 == 3)
@@ -194,9 +188,32 @@ def test_nothing_acknowledged_is_lost_doubled_or_torn_however_often_all_are_kill
     with capsys.disabled():
         print(f"\n{cycles} cycles of {1000 * per_cycle:.0f} ms, {havoc.kills} kills, {promised} jobs acknowledged")
         print(verdict)
-    log = (tmp_path / "daemons.log").read_text()
+    log = (havoc.folder / "daemons.log").read_text()
     assert "Traceback" not in log
     assert not verdict.wrongs
     assert verdict.done + verdict.refused + verdict.cancelled + verdict.set_aside >= promised
-    until(lambda: not zygote.engines(), "the end of all engines", 5)
-    assert list(Path(workspace.processing).glob("[!.]*")) == []
+    until(lambda: not havoc.zygote.engines(), "the end of all engines", 5)
+    assert list(Path(havoc.workspace.processing).glob("[!.]*")) == []
+
+
+def test_nothing_acknowledged_is_lost_doubled_or_torn_however_often_all_are_killed(
+    zygote: Zygote,
+    workspace: Workspace,
+    toy_model: Path,
+    tmp_path: Path,
+    rounds: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wreak_havoc(Havoc(zygote, workspace, toy_model, tmp_path), rounds(quick=150, ci=1000, long=10_000), capsys)
+
+
+def test_nor_where_each_daemon_has_two_engines(
+    zygote: Zygote,
+    workspace: Workspace,
+    toy_model: Path,
+    tmp_path: Path,
+    rounds: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    havoc = Havoc(zygote, workspace, toy_model, tmp_path, "--replicas", "2")
+    wreak_havoc(havoc, rounds(quick=60, ci=500, long=5000), capsys)

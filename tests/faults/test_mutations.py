@@ -24,7 +24,7 @@ import nrvna
 Rounds = Callable[..., int]
 PACKAGE = Path(nrvna.__file__).parent
 TESTS = Path(__file__).parents[1]
-SOURCES = ("files.py", "workspace.py", "submit.py", "lease.py")
+SOURCES = ("files.py", "workspace.py", "submit.py", "lease.py", "finished.py")
 # A test that hangs has noticed as well.
 PATIENCE_S = 120
 POWER_CUTS, RACES = "faults/test_power_cut.py", "faults/test_protocol_races.py"

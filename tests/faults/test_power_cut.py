@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import pytest
 from power import Disk, Killed, Operation, Recorder, Tree, in_memory, read_tree, write_tree
 
-from nrvna import flw
+from nrvna import files
+from nrvna.collect import DONE, FAILED, print_answers
 from nrvna.errors import JobError, WorkspaceError
+from nrvna.finished import ask_again, remove_finished
 from nrvna.job import JobState, Receipt, is_generated_id, new_id
 from nrvna.lease import Claim, Lease, cancel, recover
 from nrvna.order import Order
 from nrvna.progress import first_line, token_line
-from nrvna.workspace import Workspace
+from nrvna.workspace import REMOVED, Workspace
 
 Rounds = Callable[..., int]
 MODEL = {"path": "/models/a.gguf", "size": 1, "mtime_ns": 1}
@@ -100,6 +102,20 @@ class Stage:
             # What was begun is written down without waiting for it once the job is given back.
             self.note("begun", claim.id, 0)
         lease.requeue(claims, begun or [])
+
+    def ask_again(self, *ids: str) -> None:
+        for job_id in ids:
+            self.note("asking", job_id)
+        assert ask_again(self.workspace, [self.workspace.find(job_id) for job_id in ids]) == list(ids)
+        for job_id in ids:
+            self.note("asked", job_id)
+
+    def remove(self, *ids: str) -> None:
+        for job_id in ids:
+            self.note("removing", job_id)
+        assert remove_finished(self.workspace, [self.workspace.find(job_id) for job_id in ids]) == list(ids)
+        for job_id in ids:
+            self.note("removed", job_id)
 
     def recover(self) -> list[str]:
         return recover(self.workspace)
@@ -197,7 +213,7 @@ def an_answer_is_shown_before_its_daemon_has_confirmed_it(stage: Stage) -> None:
         if shown or not stage.workspace.find(job_id).is_finished:
             return
         with redirect_stdout(StringIO()) as out:
-            assert flw.collect(stage.workspace, job_id, wait=False) == flw.DONE
+            assert print_answers(stage.workspace, [job_id], wait=False) == DONE
         shown.append(out.getvalue())
         stage.note("filed", job_id)
 
@@ -216,7 +232,7 @@ def a_reason_is_shown_before_its_daemon_has_confirmed_it(stage: Stage) -> None:
         if shown or not stage.workspace.find(job_id).is_finished:
             return
         with redirect_stderr(StringIO()) as out:
-            assert flw.collect(stage.workspace, job_id, wait=False) == flw.FAILED
+            assert print_answers(stage.workspace, [job_id], wait=False) == FAILED
         shown.append(out.getvalue())
         stage.note("filed", job_id)
 
@@ -328,6 +344,59 @@ def an_answer_grows_and_is_cut(stage: Stage) -> None:
     lease.append_progress(claim, first_line("other key", 8))
 
 
+def a_cancelled_job_is_asked_again(stage: Stage) -> None:
+    stage.submit("one")
+    lease = stage.lease()
+    stage.crash(lease)
+    claim = stage.claim(lease)
+    stage.start(lease, claim)
+    lease.append_progress(claim, first_line("key", 7) + token_line(1, "the "))
+    assert not cancel(stage.workspace, stage.workspace.find(claim.id))
+    stage.fail(lease, claim, "cancelled while it was being answered")
+    stage.ask_again(claim.id)
+
+
+def two_failed_jobs_are_asked_again_at_once(stage: Stage) -> None:
+    [first] = stage.order(Order("one"))
+    [urgent] = stage.order(Order("two", priority=5))
+    lease = stage.lease()
+    for claim in (stage.claim(lease), stage.claim(lease)):
+        stage.fail(lease, claim, "too long")
+    stage.ask_again(first, urgent)
+
+
+def an_urgent_job_is_asked_again_and_answered(stage: Stage) -> None:
+    [urgent] = stage.order(Order("one", priority=5, key="k"))
+    lease = stage.lease()
+    stage.fail(lease, stage.claim(lease), "too long")
+    stage.ask_again(urgent)
+    stage.finish(lease, stage.claim(lease), "an answer at last")
+
+
+def a_done_job_is_asked_again(stage: Stage) -> None:
+    [job_id] = stage.submit("one")
+    lease = stage.lease()
+    stage.finish(lease, stage.claim(lease), "the first answer")
+    stage.ask_again(job_id)
+
+
+def finished_jobs_are_removed(stage: Stage) -> None:
+    [done] = stage.order(Order("one", key="k"))
+    [failed] = stage.order(Order("two"))
+    lease = stage.lease()
+    stage.finish(lease, stage.claim(lease), "the answer")
+    stage.fail(lease, stage.claim(lease), "too long")
+    stage.remove(done, failed)
+
+
+def a_process_dies_while_it_removes_a_job(stage: Stage) -> None:
+    [done] = stage.order(Order("one", key="k"))
+    lease = stage.lease()
+    stage.finish(lease, stage.claim(lease), "the answer")
+    stage.die_after(lambda operation: operation.kind == "unlink", lambda: stage.remove(done))
+    stage.recover()
+
+
 STORIES: list[Callable[[Stage], None]] = [
     a_workspace_is_made_and_a_job_queued,
     a_workspace_is_made_in_two_goes_and_a_job_queued,
@@ -352,6 +421,12 @@ STORIES: list[Callable[[Stage], None]] = [
     a_waiting_job_is_cancelled,
     a_running_job_is_cancelled,
     an_answer_grows_and_is_cut,
+    a_cancelled_job_is_asked_again,
+    two_failed_jobs_are_asked_again_at_once,
+    an_urgent_job_is_asked_again_and_answered,
+    a_done_job_is_asked_again,
+    finished_jobs_are_removed,
+    a_process_dies_while_it_removes_a_job,
 ]
 MAKES_ITS_OWN: dict[Callable[[Stage], None], str] = {
     a_workspace_is_made_and_a_job_queued: "workspace",
@@ -372,6 +447,10 @@ class Promises:
         self.crashes: dict[str, int] = {}
         self.ordered: dict[str, Order] = {}
         self.filled: dict[str, bytes] = {}
+        # Being asked again, or asked again; being removed, or removed.
+        self.asked: set[str] = set()
+        self.removing: set[str] = set()
+        self.removed: set[str] = set()
 
     def add(self, fact: Fact) -> None:
         if fact.kind == "created":
@@ -381,6 +460,7 @@ class Promises:
             self.queued[fact.id] = fact.value
         elif fact.kind == "filing":
             self.filing[fact.id] = fact.value
+            self.asked.discard(fact.id)
             # What became of it so far is of no interest any more.
             self.begun.pop(fact.id, None)
             self.crashes.pop(fact.id, None)
@@ -392,6 +472,16 @@ class Promises:
             self.filled[fact.id] = fact.value
         elif fact.kind == "begun":
             self.begun[fact.id] = fact.value
+        elif fact.kind == "asking":
+            self.filed.discard(fact.id)
+            self.asked.add(fact.id)
+        elif fact.kind == "asked":
+            del self.filing[fact.id]
+        elif fact.kind == "removing":
+            self.filed.discard(fact.id)
+            self.removing.add(fact.id)
+        elif fact.kind == "removed":
+            self.removed.add(fact.id)
         else:
             assert fact.kind == "crashes"
             self.crashes[fact.id] = fact.value
@@ -444,6 +534,8 @@ class Inspector:
         found = set()
         for place, name in ((workspace.output, "result.txt"), (workspace.failed, "error.txt")):
             for folder in Path(place).glob("*"):
+                if folder.name.startswith(REMOVED):
+                    continue
                 found.add(folder.name)
                 content = (folder / name).read_bytes()
                 told = json.loads((folder / "receipt.json").read_text())
@@ -472,7 +564,12 @@ class Inspector:
         places = [job.id for job in jobs]
         assert len(places) == len(set(places)), f"twice: {places}"
         found = {job.id: job for job in jobs}
+        assert not promises.removed & found.keys(), "what was removed is back"
+        for place in (workspace.output, workspace.failed):
+            assert not list(Path(place).glob(".*")), "something was left of what was removed"
         for job_id, (prompt, settings) in promises.queued.items():
+            if job_id in promises.removing and job_id not in found:
+                continue
             assert job_id in found, f"{job_id} is lost"
             job = found[job_id]
             assert (Path(job.directory) / "prompt.txt").read_bytes() == prompt.encode(), "a prompt is torn"
@@ -480,7 +577,7 @@ class Inspector:
             assert job.state is JobState.QUEUED or job_id in promises.filing
         assert not any(job.state is JobState.RUNNING for job in jobs), "a dead daemon's job was left"
         for job_id, order in promises.ordered.items():
-            if order.key and job_id in promises.queued:
+            if order.key and job_id in promises.queued and job_id in found:
                 assert workspace.submit_all([order]) == [job_id], "a key was forgotten"
 
     def _go_on(self, workspace: Workspace, promises: Promises) -> None:
@@ -491,6 +588,10 @@ class Inspector:
         done: list[str] = []
         while claim := lease.claim():
             assert claim.id not in promises.filed, "what was filed is queued again"
+            if claim.id in promises.asked:
+                assert (claim.begun, claim.crashes) == (0, 0), "its former fate was not forgotten"
+                assert not lease.is_cancelled(claim), "it is going to be cancelled once more"
+                assert not lease.progress(claim).tokens
             assert claim.begun >= promises.begun.get(claim.id, 0), f"a start was forgotten: {claim}"
             assert claim.crashes >= promises.crashes.get(claim.id, 0), f"a crash was forgotten: {claim}"
             lease.progress(claim)
@@ -600,6 +701,31 @@ def test_what_was_promised_survives_a_power_cut_at_any_moment_when(
     subsets, second_cuts = rounds(quick=1, ci=8, long=60), rounds(quick=1, ci=3, long=20) / 100
     cut_everywhere(inspector, before, events, chance, subsets, second_cuts=second_cuts)
     print(f"{len(events)} operations and promises, {inspector.cuts} different cuts")
+
+
+def test_a_file_that_is_written_whole_is_the_old_or_the_new_one_after_a_power_cut(quick_folder: Path) -> None:
+    root = quick_folder / "disk"
+    root.mkdir()
+    old, new = b"what was there before", b"what came instead of it"
+    (root / "kept.txt").write_bytes(old)
+    before = read_tree(root)
+    recorder = Recorder(root)
+    with recorder.installed():
+        with files.whole_file(f"{root}/kept.txt") as write:
+            write(new[:10])
+            write(new[10:])
+        recorder.events.append("promised")
+    disk, chance, is_promised = Disk(before), random.Random(1), False
+    found = set()
+    for event in recorder.events:
+        if event == "promised":
+            is_promised = True
+        else:
+            disk.apply(event)
+        for tree in disk.outcomes(chance, 3):
+            assert tree["kept.txt"] in ((new,) if is_promised else (old, new))
+            found.add(tree["kept.txt"])
+    assert is_promised and found == {old, new}
 
 
 def test_what_was_promised_survives_a_kill_at_any_moment_and_then_a_power_cut(

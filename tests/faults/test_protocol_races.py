@@ -21,11 +21,12 @@ from power import in_memory
 
 import nrvna
 from nrvna import files, job
-from nrvna.errors import JobError, LostRaceError, WorkspaceError
-from nrvna.job import JobState, Receipt, new_id, order_of_time
+from nrvna.errors import JobError, LostRaceError, SubmitError, WorkspaceError
+from nrvna.finished import ask_again, remove_finished
+from nrvna.job import Job, JobState, Receipt, new_id, order_of_time
 from nrvna.lease import Lease, cancel, recover
 from nrvna.progress import token_line
-from nrvna.workspace import Workspace
+from nrvna.workspace import REMOVED, Workspace
 
 Rounds = Callable[..., int]
 Result = TypeVar("Result")
@@ -176,6 +177,33 @@ def test_a_daemon_replaces_no_folder_that_has_its_name(workspace: Workspace, mon
     with pytest.raises(WorkspaceError, match="File exists"):
         Lease(workspace, MODEL)
     assert list(in_the_way.iterdir()) == []
+
+
+def test_a_job_that_is_asked_again_replaces_no_folder(workspace: Workspace) -> None:
+    lease = Lease(workspace, MODEL)
+    first, second = workspace.submit_all(["one", "two"])
+    for job_id in (first, second):
+        lease.fail(claimed(lease), "reason", receipt(job_id))
+    in_the_way = Path(workspace.input) / first
+    in_the_way.mkdir()
+    failed = [Job(job_id, JobState.FAILED, f"{workspace.failed}/{job_id}") for job_id in (first, second)]
+    with pytest.raises(SubmitError, match="File exists") as raised:
+        ask_again(workspace, failed)
+    assert raised.value.queued == [second]
+    assert list(in_the_way.iterdir()) == []
+    assert (Path(workspace.failed) / first / "prompt.txt").read_text() == "one"
+
+
+def test_a_job_that_is_removed_replaces_no_folder(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = Lease(workspace, MODEL)
+    job_id = workspace.submit("q")
+    lease.finish(claimed(lease), "answer", receipt(job_id))
+    monkeypatch.setattr(os, "urandom", bytes)
+    in_the_way = Path(workspace.output) / f"{REMOVED}{job_id}-000000"
+    in_the_way.mkdir()
+    with pytest.raises(WorkspaceError, match="File exists"):
+        remove_finished(workspace, [workspace.find(job_id)])
+    assert workspace.answer(workspace.find(job_id)) == "answer"
 
 
 def test_a_file_system_that_cannot_rename_exclusively_has_nothing_replaced_either(

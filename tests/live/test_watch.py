@@ -62,9 +62,9 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="module")
 def served(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """With answers of 20 tokens at most."""
+    """With answers of 48 tokens at most: more than a line holds."""
     home = tmp_path_factory.mktemp("home")
-    options = ("--predict", "20", "--temp", "0.7", "--seed", "1", "--parallel", "4", "--ctx", "512")
+    options = ("--predict", "48", "--temp", "0.7", "--seed", "1", "--parallel", "4", "--ctx", "512")
     daemon = DaemonProcess(model_file, home / "work", options, home / "daemon.log")
     daemon.wait_ready()
     yield Served(home, Workspace(home / "work"), daemon)

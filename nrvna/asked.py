@@ -1,0 +1,43 @@
+"""What a JSON object asks for, a line of ``wrk --jsonl``: by the names that programs use, see request.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nrvna.config import MAX_SEED
+from nrvna.errors import JobError
+from nrvna.order import Order
+from nrvna.request import order_of
+from nrvna.task import Task
+
+_OF_AN_ORDER = ("model", "priority", "after", "key", "timeout")
+
+
+def read_object(content: Mapping[str, Any], orders: Sequence[Order]) -> tuple[str, list[Order]]:
+    """The prompt, and for each of its copies what is asked: by ``orders`` of all, and by the object of these.
+
+    Raises JobError, SettingError or GrammarError for what cannot be asked, naming the field.
+    """
+    options = dict(content)
+    prompt = options.pop("prompt", None)
+    if not isinstance(prompt, str):
+        raise JobError('"prompt" is missing' if prompt is None else f'"prompt" is {prompt!r}, but must be text')
+    asked = order_of({name: value for name, value in options.items() if name != "after"}, _ids(options.get("after")))
+    own = {name: getattr(asked, name) for name in _OF_AN_ORDER if options.get(name) is not None}
+    made = []
+    for number, order in enumerate(orders):
+        settings = {**order.settings, **asked.settings}
+        if "seed" in asked.settings:
+            settings["seed"] = (settings["seed"] + number) % (MAX_SEED + 1)
+        task = Task.from_dict({**order.task, **asked.task}).to_dict()
+        tags = (*order.tags, *asked.tags)
+        made.append(order._replace(settings=settings, task=task, tags=tags, **own))
+    return prompt, made
+
+
+def _ids(after: object) -> list[str]:
+    ids = [after] if isinstance(after, str) else [] if after is None else after
+    if not isinstance(ids, list) or not all(isinstance(job_id, str) for job_id in ids):
+        raise JobError(f'"after" is {after!r}, but must be a list of ids')
+    return ids
