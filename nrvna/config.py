@@ -28,9 +28,13 @@ SAMPLERS = (*DEFAULT_SAMPLERS, "adaptive_p")
 OVERFLOWS = ("fail", "truncate-left", "truncate-right", "truncate-middle")
 # Which of llama.cpp's builds is loaded; auto is a GPU's where that GPU is there.
 BACKENDS = ("auto", "cpu", "cuda", "metal")
+# What the KV cache can be kept in, and when attention goes over it in one pass.
+KV_TYPES = ("f16", "q8_0", "q4_0")
+FLASH_ATTENTION = ("auto", "on", "off")
 _MAX_STOPS = 64
 # A token for each of as many sequences as there may be fits a step.
 _LEAST_BATCH, _MOST_BATCH = 256, 8192
+_LEAST_MICRO_BATCH = 32
 _MAX_TOKEN, _MAX_BIAS = 2**31 - 1, 1000
 # Each GPU that is there, in NRVNA_GPUS.
 ALL_GPUS = "all"
@@ -105,7 +109,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a daemon is told. Zero ``ctx``, ``threads``, ``parallel`` and ``batch_tokens`` are chosen for it.
+    """Everything a daemon is told. Zero ``ctx``, ``threads``, ``parallel``, ``batch_tokens`` and
+    ``micro_batch`` are chosen for it.
 
     Raises SettingError for settings that do not go together.
     """
@@ -118,6 +123,9 @@ class Config:
     threads: int = 0
     parallel: int = 0
     batch_tokens: int = 0
+    micro_batch: int = 0
+    kv_type: str = "f16"
+    flash_attention: str = "auto"
     named: bool = False
     reproducible: int = 0
     nice: int = 0
@@ -132,6 +140,11 @@ class Config:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.kv_type != "f16" and self.flash_attention == "off":
+            raise SettingError(
+                f"NRVNA_KV_TYPE is {self.kv_type}, which needs flash attention, but NRVNA_FLASH_ATTENTION is off: "
+                "leave that on auto, or take f16"
+            )
         if self.gpus and self.replicas > 1:
             raise SettingError(
                 f"NRVNA_GPUS is {self.gpus} and NRVNA_REPLICAS is {self.replicas}: one is for GPUs, the other for "
@@ -254,6 +267,13 @@ def gpu_groups(gpus: str) -> tuple[tuple[int, ...], ...]:
 def _batch(text: str) -> int:
     count = int(text)
     if count and not _LEAST_BATCH <= count <= _MOST_BATCH:
+        raise ValueError
+    return count
+
+
+def _micro_batch(text: str) -> int:
+    count = int(text)
+    if count and not _LEAST_MICRO_BATCH <= count <= _MOST_BATCH:
         raise ValueError
     return count
 
@@ -529,6 +549,27 @@ SETTINGS: tuple[Setting, ...] = (
         _batch,
         "most tokens computed in one step: long prompts take several; 0 is auto",
         allowed=f"0, or a whole number from {_LEAST_BATCH} to {_MOST_BATCH}",
+    ),
+    Setting(
+        "NRVNA_MICRO_BATCH",
+        "micro_batch",
+        _micro_batch,
+        "most tokens of a step that are computed at once: fewer take less memory; 0 is auto",
+        allowed=f"0, or a whole number from {_LEAST_MICRO_BATCH} to {_MOST_BATCH}",
+    ),
+    Setting(
+        "NRVNA_KV_TYPE",
+        "kv_type",
+        str,
+        "what the KV cache is kept in: q8_0 takes about half of f16's memory, q4_0 a quarter, at some loss",
+        choices=KV_TYPES,
+    ),
+    Setting(
+        "NRVNA_FLASH_ATTENTION",
+        "flash_attention",
+        str,
+        "attention in one pass, without a table of scores; auto is what suits device and jobs",
+        choices=FLASH_ATTENTION,
     ),
     Setting(
         "NRVNA_NAMED",

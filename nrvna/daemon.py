@@ -465,6 +465,9 @@ class Daemon:
                     self._fail(held.claim, reason)
             case {"loading": fraction}:
                 self._tell_loading(replica, fraction)
+            case {"tries": _} if replica.ready:
+                # It goes on with fewer jobs at a time.
+                self._is_announced = False
             case {"ready": _}:
                 self._be_ready(replica)
             case {"fatal": reason}:
@@ -526,12 +529,16 @@ class Daemon:
     def _bury_engine(self, replica: Replica) -> None:
         """An engine died: those it was at gain a crash, all it had go back, and another is started soon."""
         was_serving = replica.ready is not None
-        end, last_words = replica.bury()
+        end, last_words, smaller = replica.bury()
         crashed = replica.at_work
         if was_serving:
+            self._is_announced = self._is_announced and len(self._replicas) == 1
+        if smaller:
+            died = "%sthe engine ended with %s for want of memory: starting another with %s"
+            log.warning(died, replica.prefix, end, smaller)
+        elif was_serving:
             died = "%sthe engine ended with %s, at work on %d jobs; starting another"
             log.error(died, replica.prefix, end, len(crashed))
-            self._is_announced = self._is_announced and len(self._replicas) == 1
         elif replica.trouble is None:
             self._cannot_start(
                 replica,
@@ -539,7 +546,8 @@ class Daemon:
                 f"the engine ended with {end} before it had loaded {self._path}; its log is above",
             )
         self._keep_progress()
-        for claim in crashed:
+        # Where it was too much for the machine, no job is to blame.
+        for claim in () if smaller else crashed:
             if claim.crashes + 1 < MAX_CRASHES:
                 self._give_back_crashed(claim)
             else:

@@ -5,6 +5,24 @@ A message is one line that names what was wrong, the value and what to do about 
 
 from __future__ import annotations
 
+# How llama.cpp, ggml, CUDA and C++ word that an allocation failed.
+_NO_MEMORY = (
+    "failed to allocate",
+    "unable to allocate",
+    "out of memory",
+    "insufficient memory",
+    "bad_alloc",
+    "memoryerror",
+    # ggml, where it does not look; Python, of a thread's stack.
+    "mem_buffer != null",
+    "can't start new thread",
+)
+
+
+def speaks_of_memory(text: str) -> bool:
+    """Whether a library's words about its failure, or its end, say that it was for want of memory."""
+    return any(words in text.lower() for words in _NO_MEMORY)
+
 
 class NrvnaError(Exception):
     """The root: catching it catches everything that nrvna raises on purpose."""
@@ -105,6 +123,10 @@ class ModelLoadError(ModelError, RuntimeError):
     """llama.cpp refused a file that looks like GGUF: unknown architecture, out of memory."""
 
 
+class ModelMemoryError(ModelLoadError, MemoryError):
+    """There is not the memory for the weights."""
+
+
 class EncoderError(ModelLoadError):
     """The model is an encoder: it makes vectors and continues no text."""
 
@@ -133,6 +155,10 @@ class ContextError(NrvnaError, RuntimeError):
     """A context could not be made, or was used after it was freed."""
 
 
+class ContextMemoryError(ContextError, MemoryError):
+    """There is not the memory for a context."""
+
+
 class DecodeError(NrvnaError, RuntimeError):
     """llama_decode failed; ``code`` is what it returned."""
 
@@ -143,6 +169,10 @@ class DecodeError(NrvnaError, RuntimeError):
 
 class NoSlotError(DecodeError):
     """llama_decode found no room in the KV cache for the batch; the cache is as it was before the call."""
+
+
+class DecodeMemoryError(DecodeError, MemoryError):
+    """There was not the memory to compute a batch."""
 
 
 class EngineError(NrvnaError, RuntimeError):

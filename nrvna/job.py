@@ -49,11 +49,11 @@ class Receipt(NamedTuple):
     tokens allowed), "context" (cut because the context was full), "error", "cancelled" or "timeout".
     ``cached_tokens`` of the prompt were computed for an earlier job already. ``generated_tokens`` leaves out the one
     that ends the answer; ``tokens_per_second`` is these over the time from start to finish, prefill and neighbours
-    included. ``model`` names the file with its size and modification time. ``same_as`` is the job whose answer this
-    is too, as both asked for the same. ``reproducible``: the engine saw at its start that answers of this model are
-    the same whatever runs beside them; None where it was not asked to. ``resumed_tokens`` of the answer were
-    generated before an interruption and taken over. ``attempts`` counts how often it was begun. ``sha256`` is of the
-    answer's bytes.
+    included. ``model`` names the file with its size and modification time, ``kv_type`` what keys and values were kept
+    in. ``same_as`` is the job whose answer this is too, as both asked for the same. ``reproducible``: the engine saw
+    at its start that answers of this model are the same whatever runs beside them; None where it was not asked to.
+    ``resumed_tokens`` of the answer were generated before an interruption and taken over. ``attempts`` counts how
+    often it was begun. ``sha256`` is of the answer's bytes.
 
     ``finish_reason`` is "thinking" where the model never came to an answer. ``stopped_by`` is the stop string that
     ended it, ``reasoning_tokens`` of those generated were thought, ``probabilities`` are those of each choice.
@@ -76,6 +76,7 @@ class Receipt(NamedTuple):
     model: dict[str, Any] | None = None
     template: str | None = None
     llama_cpp: str | None = None
+    kv_type: str | None = None
     same_as: str | None = None
     reproducible: bool | None = None
     resumed_tokens: int | None = None

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import Ready
+from nrvna.errors import speaks_of_memory
 from nrvna.lease import Claim
+from nrvna.limits import Limits
 from nrvna.placement import Place
 
 # A small model is there before this; of a large one it is said how far it is.
@@ -42,6 +44,14 @@ class Held:
     fresh: list[bytes] = field(default_factory=list)
 
 
+class End(NamedTuple):
+    """How an engine ended, the end of its log, and what the next one may take if memory was what it wanted."""
+
+    how: str
+    last_words: str
+    smaller: Limits | None
+
+
 class Replica:
     """An engine at its place, started as often as it takes. ``start``, then ``listen`` again and again."""
 
@@ -67,6 +77,10 @@ class Replica:
         self.joined = 0
         # Those that it would decode, once that is on record.
         self.unstarted: list[str] = []
+        # What the engine takes memory for, the most that the next one may, and whether it is reading a prompt.
+        self._tried: Limits | None = None
+        self._limits: Limits | None = None
+        self._reads = False
         self._beginnings: dict[int, None] = {}
         self._heard_at = 0.0
         self._restart_at: float | None = None
@@ -78,7 +92,8 @@ class Replica:
         self.has_ended = False
         self.loaded = 0.0
         self.say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
-        self.engine = EngineProcess(self._path, self._model, self.place.config, self.place.share, self.place.name)
+        place = self.place
+        self.engine = EngineProcess(self._path, self._model, place.config, place.share, place.name, self._limits)
 
     @property
     def is_due(self) -> bool:
@@ -168,14 +183,21 @@ class Replica:
             self._heard_at = time.monotonic()
         for message in messages or ():
             self._note(message)
+            if self.ready and ("ready" in message or "tries" in message):
+                # It goes on after what it was short of until now: that is not what it dies of later.
+                self.engine.forget_words()
             yield message
 
     def _note(self, message: dict[str, Any]) -> None:
         match message:
             case {"reads": job_id} if job_id in self.jobs:
-                self.jobs[job_id].is_at_work = True
-            case {"waits": job_id} if job_id in self.jobs:
-                self.jobs[job_id].is_at_work = False
+                self.jobs[job_id].is_at_work = self._reads = True
+            case {"waits": job_id}:
+                self._reads = False
+                if held := self.jobs.get(job_id):
+                    held.is_at_work = False
+            case {"refused": _}:
+                self._reads = False
             case {"joins": job_id} if job_id in self.jobs:
                 self.joined += not self.jobs[job_id].has_joined
                 self.jobs[job_id].has_joined = True
@@ -184,6 +206,10 @@ class Replica:
                 self.unstarted += starts
             case {"loading": fraction}:
                 self.loaded = fraction
+            case {"tries": limits}:
+                self._tried = Limits.from_dict(limits)
+                if self.ready:
+                    self.ready = replace(self.ready, parallel=self._tried.parallel)
             case {"ready": about}:
                 self.ready, self.was_ready = Ready(**about), True
                 self.trouble = None
@@ -199,22 +225,34 @@ class Replica:
         self.engine.kill()
         return True
 
-    def bury(self) -> tuple[str, str]:
-        """Once the engine has ended: how, and its last words. Another one is started when :attr:`is_due`.
+    def bury(self) -> End:
+        """Once the engine has ended. Another one is started when :attr:`is_due`, with less where memory was short.
 
         What it had are this replica's :attr:`jobs` still.
         """
         assert self.engine is not None
         engine, self.engine = self.engine, None
         self.ready, self.has_ended = None, False
-        end = engine.wait()
+        end, smaller = engine.wait(), self._after_want_of_memory(engine.last_words)
         if self.is_hung:
-            end, self.is_hung = f"no progress for {self._stall_s} s", False
+            end, self.is_hung, smaller = f"no progress for {self._stall_s} s", False, None
         self.unstarted = []
         # What it had cached went with it.
         self._beginnings = {}
-        self.restart_later()
-        return end, engine.last_words
+        if smaller:
+            self._limits = smaller
+            self._restart_at = time.monotonic()
+        else:
+            self.restart_later()
+        return End(end, engine.last_words, smaller)
+
+    def _after_want_of_memory(self, last_words: str) -> Limits | None:
+        """What to try next, if this one died for want of memory and there is something less to take."""
+        reads, self._reads = self._reads, False
+        # What reading a prompt takes is that job's own matter.
+        if reads or not self._tried or not speaks_of_memory(last_words):
+            return None
+        return self._tried.smaller(self.place.config.ctx)
 
     def restart_later(self) -> None:
         """Later each time that it does not work."""

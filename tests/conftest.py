@@ -112,8 +112,15 @@ def start_daemon(model_file: Path, tmp_path: Path) -> Iterator[Callable[..., Dae
     """Starts real daemons, and ends those that still run when the test is over."""
     started: list[DaemonProcess] = []
 
-    def start(workspace: Path | str, *options: str, model: Path = model_file, wait: bool = True) -> DaemonProcess:
-        daemon = DaemonProcess(model, workspace, options, tmp_path / f"daemon-{len(started)}.log")
+    def start(
+        workspace: Path | str,
+        *options: str,
+        model: Path = model_file,
+        wait: bool = True,
+        address_space: int | None = None,
+    ) -> DaemonProcess:
+        log = tmp_path / f"daemon-{len(started)}.log"
+        daemon = DaemonProcess(model, workspace, options, log, address_space)
         started.append(daemon)
         if wait:
             daemon.wait_ready()

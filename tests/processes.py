@@ -67,13 +67,24 @@ def on_terminal(
 
 
 class DaemonProcess:
-    """``nrvnad`` as a process of its own, with its log in a file."""
+    """``nrvnad`` as a process of its own, with its log in a file and so many bytes of ``address_space``."""
 
-    def __init__(self, model: Path, workspace: Path | str, options: Sequence[str], log: Path) -> None:
+    def __init__(
+        self,
+        model: Path,
+        workspace: Path | str,
+        options: Sequence[str],
+        log: Path,
+        address_space: int | None = None,
+    ) -> None:
         self._log = log
+        command = [sys.executable, "-m", "nrvna.daemon", str(model), str(workspace), *options]
+        if address_space:
+            # Its engine inherits the limit.
+            command = ["sh", "-c", f'ulimit -v {address_space // 1024}; exec "$@"', "sh", *command]
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "nrvna.daemon", str(model), str(workspace), *options],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

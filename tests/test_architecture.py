@@ -39,6 +39,7 @@ ALLOWED = {
     "finished": {"lease", "submit", "workspace", "job", "files", "errors"},
     "service": {"config"},
     "logs": {"config", "job"},
+    "limits": set(),
     "startpage": {"config", "engine", "terminal", "workspace"},
     "control": {"config", "files", "terminal", "workspace", "errors"},
     "tune": {"config", "engine", "terminal", "errors"},
@@ -50,7 +51,7 @@ ALLOWED = {
     },
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
     "placement": {"config", "engine", "errors"},
-    "replica": {"placement", "engine", "lease"},
+    "replica": {"placement", "engine", "lease", "limits", "errors"},
     "daemon": {
         *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
         *("engine", "placement", "replica", "terminal", "arguments", "control", "tune"),
@@ -82,7 +83,7 @@ ALLOWED = {
         *("live", "batch", "terminal", "errors"),
     },
     "llama": {"llama", "errors"},
-    "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "errors"},
+    "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "limits", "errors"},
 }
 # The engine's side of the pipe, of which the daemon loads the part that needs no model.
 DAEMON_MAY_LOAD = {"nrvna.engine.process", "nrvna.engine.protocol"}
@@ -186,14 +187,15 @@ def names_imported_by(path: Path, module: str) -> set[str]:
 def test_only_the_runner_touches_the_model_of_the_engine() -> None:
     users = {path.name for path in (PACKAGE / "engine").glob("*.py") if "nrvna.llama" in imports_of(path)}
     # prompt.py and renderer.py tokenise, chain.py says what a sampler is made of, check.py looks at a model without
-    # running it, two try it out before it serves, embedder.py and encoder.py run it for jobs that want no text,
-    # devices.py looks for GPUs before there is a model, and asks where its weights went.
+    # running it, fitting.py how much of it fits, two try it out before it serves, embedder.py and encoder.py run it
+    # for jobs that want no text, devices.py looks for GPUs before there is a model, and asks where its weights went.
     assert users == {
         "runner.py",
         "prompt.py",
         "renderer.py",
         "chain.py",
         "check.py",
+        "fitting.py",
         "devices.py",
         "shape.py",
         "reproducible.py",

@@ -10,6 +10,7 @@ a prompt, one line's worth, command how its job goes:
                     the engine ends by SIGABRT, SIGSEGV, SIGKILL or an exit code, in the middle of the answer
     SPAM            the same as CRASH, with a lot on standard error before
     READS           the engine ends while it reads the prompt
+    MEMORY          before any of these its last words are that memory ran out; by itself it is a CRASH
     HANG            nothing more is ever heard of the engine
     PARENT          takes the daemon down as well
 
@@ -28,7 +29,7 @@ import time
 from typing import Any
 from zlib import crc32
 
-COMMANDS = ("REFUSE", "CRASH", "SEGV", "OOM", "EXIT", "SPAM", "READS", "HANG", "PARENT")
+COMMANDS = ("MEMORY", "REFUSE", "CRASH", "SEGV", "OOM", "EXIT", "SPAM", "READS", "HANG", "PARENT")
 # From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 # Where the faults strike: one token is on record by then, if the daemon is quick.
@@ -120,6 +121,11 @@ class Work:
         }
 
 
+def _say_last_words(work: Work) -> None:
+    if "MEMORY" in work.commands:
+        os.write(2, b"terminate called after throwing an instance of 'std::bad_alloc'\n")
+
+
 class Toy:
     """The engine's side of the pipe."""
 
@@ -137,9 +143,12 @@ class Toy:
             first = next(iter(self._hear(None)), None)
         self._model = first["model"]
         self._end_if_broken(f"{first['path']}.broken-{first['share'][0]}")
-        self._parallel = first["config"]["parallel"] or 4
+        limits = first["limits"] or {"parallel": 1 << 31, "context": 512}
+        self._parallel = min(first["config"]["parallel"] or 4, limits["parallel"])
+        context = min(512, limits["context"])
+        self._send({"tries": {"parallel": self._parallel, "context": context, "layers": 0}})
         self._send({"loading": 1.0})
-        shape = {"parallel": self._parallel, "context": 512, "threads": 1}
+        shape = {"parallel": self._parallel, "context": context, "threads": 1}
         self._send({"ready": {"description": "toy", "backend": "none", **shape}})
         while True:
             self._start()
@@ -183,6 +192,7 @@ class Toy:
         self._send({"reads": job_id})
         work = Work(request)
         if "READS" in work.commands:
+            _say_last_words(work)
             os.abort()
         if "REFUSE" in work.commands:
             self._send({"refused": job_id, "reason": "it said so itself"})
@@ -234,12 +244,13 @@ class Toy:
         faults = [name for name in work.commands if name in COMMANDS]
         if faults:
             os.write(2, b"toy: %s beside %d others\n" % (faults[0].encode(), neighbours))
+        _say_last_words(work)
         if "SPAM" in work.commands:
             for number in range(5000):
                 os.write(2, b"a line of a log that nobody will ever want to read, %d\n" % number)
             os.write(2, b"the last words\n")
             os.abort()
-        if "CRASH" in work.commands:
+        if "CRASH" in work.commands or faults == ["MEMORY"]:
             os.abort()
         if "SEGV" in work.commands:
             os.kill(os.getpid(), signal.SIGSEGV)

@@ -25,6 +25,7 @@ from nrvna.engine.tally import Tally
 from nrvna.engine.vectors import Vectors
 from nrvna.engine.work import Request
 from nrvna.errors import EncoderError, JobError, NrvnaError, TemplateError, TokenizeError
+from nrvna.limits import Limits
 from nrvna.task import ANSWER, EMBED, RERANK, Task
 
 log = logging.getLogger("nrvna.engine")
@@ -81,7 +82,8 @@ def serve(channel: Channel) -> int:
     config = take_share(config, *first.get("share", (0, 1)))
     try:
         require_gpus(config)
-        engines, ready = _open_engines(path, config, first["model"], channel)
+        limits = Limits.from_dict(first.get("limits"))
+        engines, ready = _open_engines(path, config, first["model"], limits, channel)
     except (NrvnaError, OSError, MemoryError) as error:
         channel.send({"fatal": str(error)})
         return 1
@@ -90,15 +92,20 @@ def serve(channel: Channel) -> int:
         _answer_pile(engines, channel)
 
 
-def _open_engines(path: Path, config: Config, model: dict[str, Any], channel: Channel) -> tuple[Engines, Ready]:
+def _open_engines(
+    path: Path, config: Config, model: dict[str, Any], limits: Limits, channel: Channel
+) -> tuple[Engines, Ready]:
     """What answers each kind of job with this model. Raises what Runner raises."""
 
     def report(fraction: float) -> None:
         channel.send({"loading": round(fraction, 3)})
 
+    def tell(tried: Limits) -> None:
+        channel.send({"tries": tried.to_dict()})
+
     explain(open_library(config), config)
     try:
-        runner = Runner(path, config, report)
+        runner = Runner(path, config, report, limits=limits, on_try=tell)
     except EncoderError:
         encoder = Encoder(path, config, report)
         vectors = Vectors(encoder.embedder, {"model": model, "llama_cpp": encoder.build.commit}, gated=True)

@@ -9,7 +9,7 @@ from nrvna.engine.chain import recommendation
 from nrvna.engine.devices import open_library, require_gpus
 from nrvna.engine.machine import available_memory
 from nrvna.engine.prompt import PromptEncoder
-from nrvna.engine.shape import choose_shape
+from nrvna.engine.shape import MEMORY_SHARE, choose_shape
 from nrvna.errors import NrvnaError, TemplateError
 from nrvna.llama import Library, Model
 
@@ -46,10 +46,11 @@ def _judge(library: Library, model: Model, path: Path, config: Config) -> tuple[
     """What there is to say, by name, and why it will not work, if so."""
     with model:
         weights = path.stat().st_size
-        shape = choose_shape(model, weights, config)
-        needed = weights + shape.kv_bytes + _OVERHEAD_BYTES
         gpus = [device for device in library.devices() if device.is_gpu] if config.gpu_layers else []
         there = sum(gpu.memory_free for gpu in gpus) or available_memory()
+        cell = max(1, model.kv_cache_bytes(1, config.kv_type))
+        shape = choose_shape(model, max(0, int(there * MEMORY_SHARE / config.replicas) - weights) // cell, config)
+        needed = weights + shape.kv_bytes + _OVERHEAD_BYTES
         rows = {
             "file": f"{path} ({_size(weights)})",
             "format": "GGUF",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from nrvna.engine.embedder import Embedder
 from nrvna.engine.machine import physical_cores
 from nrvna.engine.protocol import Ready
 from nrvna.engine.vectors import AT_ONCE
+from nrvna.errors import ModelMemoryError
 from nrvna.llama import Model
+
+log = logging.getLogger("nrvna.engine")
 
 
 class Encoder:
@@ -21,7 +25,16 @@ class Encoder:
         library = open_library(config)
         self._library = library
         self.build = library.build
-        self.model = Model(path, gpu_layers=config.gpu_layers, progress=progress)
+        wish = config.gpu_layers if uses_gpu(library, config) else 0
+        try:
+            self.model = Model(path, gpu_layers=wish, progress=progress)
+        except ModelMemoryError as error:
+            if not wish:
+                raise
+            log.warning("not enough memory on the GPU: the CPU computes (%s)", error)
+            wish = 0
+            self.model = Model(path, gpu_layers=0, progress=progress)
+        self._on_gpu = wish > 0
         self._config = config
         self._threads = config.threads or physical_cores()
 
@@ -30,7 +43,7 @@ class Encoder:
         return Embedder(self.model, threads=self._threads, context=config.ctx, reproducible=bool(config.reproducible))
 
     def ready(self) -> Ready:
-        model, on_gpu = self.model, uses_gpu(self._library, self._config)
+        model, on_gpu = self.model, self._on_gpu
         return Ready(
             description=f"{model.metadata.get('general.name', model.path.stem)}, {model.quantization}, for vectors",
             backend=self.build.backend if on_gpu else "cpu",

@@ -22,7 +22,7 @@ from nrvna.engine.scheduler import Chunk, Move, Scheduler
 from nrvna.engine.sequence import Sequence
 from nrvna.engine.tally import Tally
 from nrvna.engine.work import AnswerWork, ChoiceWork, Request, Work
-from nrvna.errors import ContextError, JobError, NoSlotError
+from nrvna.errors import ContextError, DecodeMemoryError, JobError, NoSlotError
 from nrvna.grammar.schema import schema_to_gbnf
 from nrvna.job import Receipt, timestamp
 
@@ -310,6 +310,12 @@ class Engine:
         self._runner.apply(self._scheduler.take_moves())
         try:
             indices = self._runner.decode(plan)
+        except DecodeMemoryError as error:
+            # Who runs goes on from its tokens, with fewer beside it.
+            if not self._runner.shrink((*self._scheduler.running, *self._scheduler.waiting), error):
+                raise
+            self._rearrange()
+            return None
         except NoSlotError:
             if not self._scheduler.shed():
                 raise
@@ -344,8 +350,13 @@ class Engine:
             if must:
                 raise
             log.warning("the KV cache stays as it is: %s", error)
-        layout = runner.layout
-        scheduler.rearrange(parallel=layout.parallel, slots=layout.slots, cells=layout.shared_cells, room=layout.room)
+        self._rearrange()
+
+    def _rearrange(self) -> None:
+        layout = self._runner.layout
+        self._scheduler.rearrange(
+            parallel=layout.parallel, slots=layout.slots, cells=layout.shared_cells, room=layout.room
+        )
 
     def _advance(self, work: AnswerWork, found: Sampled) -> list[Event]:
         token, draws, work.trouble = found
@@ -393,6 +404,7 @@ class Engine:
             model=self._model,
             template=work.notes.get("template"),
             llama_cpp=self._runner.build.commit,
+            kv_type=self._runner.kv_type,
             nrvna=__version__,
             same_as=None if request is first else first.id,
             reproducible=self._runner.is_reproducible,

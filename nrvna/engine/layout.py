@@ -13,6 +13,9 @@ from nrvna.engine.sequence import Sequence
 
 # Tokens computed in one step at most, where none were asked for: long prompts are cut into chunks of this.
 BATCH_TOKENS = 512
+# The same on a GPU, and how many of them are computed at once: llama.cpp's own defaults. Not measured here.
+GPU_BATCH_TOKENS = 2048
+GPU_MICRO_BATCH = 512
 # llama.cpp rounds the cells of a sequence up to a multiple of this.
 CELLS_STEP = 256
 # Sequences that are finished and stay in a shared cache for others to begin with them.
@@ -20,6 +23,7 @@ _SPARE_SLOTS = 16
 _MAX_SLOTS = 256
 # More at a time than this, and plain attention loses more on the cells of others than it gains on the weights.
 _MOST_PLAIN = 16
+_PLAIN_MICRO_BATCH = 128
 # Longer jobs are given larger parts of the cache, and are then fewer at a time: down to this part of all.
 _FEWEST = 4
 
@@ -77,13 +81,22 @@ def unified(parallel: int, cells: int) -> Layout:
 
 def plain(parallel: int, cells: int) -> Layout:
     """The same cells read by plain attention, see attention.py. Its buffers grow with the tokens computed at once."""
-    shared = unified(min(parallel, _MOST_PLAIN), cells)
-    return replace(shared, flash_attention=False, micro_batch=128)
+    return without_flash(unified(min(parallel, _MOST_PLAIN), cells))
 
 
-def best_layout(sequences: Row[Sequence], *, parallel: int, cells: int, context: int) -> Layout:
-    """What suits the sequences in sight, in the order in which they are to run, ``parallel`` of them at a time."""
-    if plain_is_faster(sequences[:parallel]):
+def without_flash(layout: Layout) -> Layout:
+    """The same with plain attention, whose scores for all cells of the cache are a table."""
+    return replace(layout, flash_attention=False, micro_batch=_PLAIN_MICRO_BATCH)
+
+
+def best_layout(
+    sequences: Row[Sequence], *, parallel: int, cells: int, context: int, may_be_plain: bool = True
+) -> Layout:
+    """What suits the sequences in sight, in the order in which they are to run, ``parallel`` of them at a time.
+
+    Unless it ``may_be_plain``, attention is left to llama.cpp.
+    """
+    if may_be_plain and plain_is_faster(sequences[:parallel]):
         return plain(parallel, cells)
     longest = max((sequence.most_tokens(context) for sequence in sequences), default=0)
     count = parallel

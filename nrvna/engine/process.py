@@ -14,6 +14,7 @@ from typing import Any
 from nrvna import logs
 from nrvna.config import Config, engine_environment
 from nrvna.engine.protocol import Unpacker, pack
+from nrvna.limits import Limits
 
 # -P: modules of the user's current folder are not the engine's.
 COMMAND: Sequence[str] = (sys.executable, "-P", "-m", "nrvna.engine")
@@ -32,7 +33,13 @@ class EngineProcess:
     """
 
     def __init__(
-        self, path: Path, model: dict[str, Any], config: Config, share: tuple[int, int] = (0, 1), name: str = ""
+        self,
+        path: Path,
+        model: dict[str, Any],
+        config: Config,
+        share: tuple[int, int] = (0, 1),
+        name: str = "",
+        limits: Limits | None = None,
     ) -> None:
         self._process = subprocess.Popen(
             COMMAND,
@@ -52,7 +59,8 @@ class EngineProcess:
         self._half_line = b""
         self._outbox = bytearray()
         self._tail = b""
-        self.send({"path": str(path), "model": model, "config": config.to_dict(), "share": list(share), "name": name})
+        first = {"path": str(path), "model": model, "config": config.to_dict(), "share": list(share), "name": name}
+        self.send(first | {"limits": limits.to_dict() if limits else None})
 
     @property
     def pid(self) -> int:
@@ -69,6 +77,11 @@ class EngineProcess:
         lines = self._tail.decode("utf-8", "replace").splitlines()
         said = map(logs.message_of, lines) if self._logs_json else lines
         return "\n".join(list(said)[-_TAIL_LINES:])
+
+    def forget_words(self) -> None:
+        """Let :attr:`last_words` begin with what it logs from now on."""
+        self.pass_on_log()
+        self._tail = b""
 
     def send(self, message: dict[str, Any]) -> None:
         """Tell it something, now or with the next :meth:`flush`."""

@@ -1,7 +1,8 @@
 """What daemon and engine say to each other: JSON objects, one a line, over the engine's stdin and stdout.
 
-To the engine, first ``{"path", "model", "config", "share", "name"}``, where ``share`` is which of its daemon's
-engines it is and how many those are, and ``name`` tells it from them; then these; closing its stdin ends it:
+To the engine, first ``{"path", "model", "config", "share", "name", "limits"}``, where ``share`` is which of its
+daemon's engines it is and how many those are, ``name`` tells it from them, and ``limits`` are the fields of
+``Limits`` or null; then these; closing its stdin ends it:
 
     {"add": {"id", "prompt", "queued", "system", "sampling", "task", "priority", "resume"}}
                                           a job, with its task (see task.py); "resume" is null or what is on record of
@@ -13,6 +14,8 @@ engines it is and how many those are, and ``name`` tells it from them; then thes
 From the engine, one key each that names the kind, the first where there are several:
 
     {"loading": 0.4}                      part of the model read
+    {"tries": {...}}                      what it takes memory for next, in ``Limits``'s fields, also later on: if it
+                                          dies for want of memory, it was too much
     {"ready": {...}}                      the shape it chose, in ``Ready``'s fields
     {"fatal": "reason"}                   it cannot start; it ends
     {"reads": id}                         it is at turning this prompt into tokens: if it dies now, it was of that

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,19 @@ from nrvna.config import Config, Sampling
 from nrvna.engine.chain import is_replayable, links_for, recommendation
 from nrvna.engine.devices import device_of, open_library, shares, uses_gpu
 from nrvna.engine.embedder import Embedder
-from nrvna.engine.layout import BATCH_TOKENS, CELLS_STEP, Layout, best_layout, streams, unified
+from nrvna.engine.fitting import Fit
+from nrvna.engine.layout import (
+    BATCH_TOKENS,
+    CELLS_STEP,
+    GPU_BATCH_TOKENS,
+    GPU_MICRO_BATCH,
+    Layout,
+    best_layout,
+    padded,
+    streams,
+    unified,
+    without_flash,
+)
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.protocol import Ready
 from nrvna.engine.reproducible import Findings, examine
@@ -25,8 +38,18 @@ from nrvna.engine.scheduler import Chunk, Move
 from nrvna.engine.sequence import Sequence
 from nrvna.engine.shape import Shape, best_parallel, choose_shape, measure_speeds
 from nrvna.engine.work import AnswerWork
-from nrvna.errors import ContextError, EncoderError, GrammarError, SettingError
+from nrvna.errors import (
+    ContextError,
+    ContextMemoryError,
+    DecodeMemoryError,
+    EncoderError,
+    GrammarError,
+    ModelMemoryError,
+    NrvnaError,
+    SettingError,
+)
 from nrvna.grammar.gbnf import check_gbnf
+from nrvna.limits import Limits
 from nrvna.llama import Adapter, Batch, Context, Grammar, Model, Sampler
 from nrvna.llama.grammar import Matcher
 
@@ -34,6 +57,15 @@ log = logging.getLogger("nrvna.engine")
 
 # Where so many tokens are drawn from so many logits, threads gain more than they cost.
 _PARALLEL_LOGITS = 200_000
+# What the setting wants of llama.cpp; None leaves it to the layout.
+_FLASH_ATTENTION = {"auto": None, "on": True, "off": False}
+
+
+_NO_LIMITS = Limits()
+
+
+def _pass_over(_: Limits) -> None:
+    pass
 
 
 class Sampled(NamedTuple):
@@ -48,20 +80,32 @@ class Runner:
     """A loaded model with a context for several sequences, and a sampler for each that runs.
 
     ``findings`` says what was seen to be reproducible, None where nobody asked. ``progress`` is called with 0.0 to
-    1.0 while the weights are read. Raises what Model and Context raise.
+    1.0 while the weights are read. It stays within ``limits``, and where there is not the memory it takes less;
+    ``on_try`` is called with what it takes, before it does. Raises what Model and Context raise.
     """
 
-    def __init__(self, path: Path, config: Config, progress: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        progress: Callable[[float], None] | None = None,
+        *,
+        limits: Limits = _NO_LIMITS,
+        on_try: Callable[[Limits], None] = _pass_over,
+    ) -> None:
         library = open_library(config)
         self.build = library.build
         self._library = library
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
-        self.on_gpu = uses_gpu(library, config)
+        self._limits = limits
+        self._on_try = on_try
+        may_use_gpu = uses_gpu(library, config) and limits.layers > 0
         self.findings: Findings | None = None
         self._config = config
         self._progress = progress
         self._samplers: dict[Sequence, Sampler] = {}
-        self.batch_tokens = config.batch_tokens or BATCH_TOKENS
+        self.batch_tokens = config.batch_tokens or (GPU_BATCH_TOKENS if may_use_gpu else BATCH_TOKENS)
+        self._micro_batch = GPU_MICRO_BATCH if may_use_gpu else self.batch_tokens
         self._batch = Batch(self.batch_tokens)
         self._load(path, repack=True)
         if advice := recommendation(self.model, config.sampling):
@@ -81,62 +125,159 @@ class Runner:
         return self.findings.again if self.findings else None
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computes, if only a part."""
+        return self._fit.layers > 0
+
+    @property
+    def kv_type(self) -> str:
+        """What keys and values are kept in."""
+        return self._config.kv_type
+
+    @property
     def origin(self) -> dict[str, Any]:
         """What an answer depends on beside model, prompt and sampling: who computes it, and how."""
         build = self.build
         # The module's name carries a digest of nrvna's own C.
         made = (build.commit, build.backend, build.cpu, build.compiler, build.options, build.module.name)
         adapters = {name: [*file_facts(adapter.path)] for name, adapter in self.adapters.items()}
-        how = {"reproducible": bool(self._config.reproducible), "on_gpu": self.on_gpu}
-        return {"llama": made, **how, "adapters": adapters}
+        config = self._config
+        origin: dict[str, Any] = {"llama": made, "kv": config.kv_type, "adapters": adapters}
+        origin["on_gpu"] = self.on_gpu
+        origin["reproducible"] = bool(config.reproducible)
+        if config.reproducible:
+            # These change the last bits alone, of which nothing else is promised.
+            origin["attention"] = (config.flash_attention, config.micro_batch)
+            origin["layers"] = self._fit.layers
+        return origin
 
     def _load(self, path: Path, *, repack: bool) -> None:
-        self.model = Model(path, gpu_layers=self._config.gpu_layers, repack=repack, progress=self._progress)
-        if not self.model.is_generative:
-            raise EncoderError(f"{path} is an encoder: it does not continue a text")
-        self.prompts = PromptEncoder(self.model, self._config.chat_template)
-        self.adapters = {name: Adapter(self.model, file) for name, file in adapters_of(self._config).items()}
-        self.has_tiled_attention = self._warm_up()
-        self.shape = self._choose_shape()
-        self._context = self._open(self.layout_for(()))
+        """Load the weights and make room for jobs: with fewer layers on the GPU where there is not the memory."""
+        while True:
+            try:
+                self._load_weights(path, repack=repack)
+                self._make_room()
+                break
+            except (ModelMemoryError, ContextMemoryError, DecodeMemoryError) as error:
+                self._close()
+                if not self._lower(error):
+                    raise
         if self._config.reproducible:
             self._examine(path, repack)
+
+    def _load_weights(self, path: Path, *, repack: bool) -> None:
+        config = self._config
+        most = min(config.gpu_layers, self._limits.layers)
+        self._fit = Fit(path, config, self._library, most=most, micro_batch=self._micro_batch)
+        # No job and no context: what is too much now is the weights.
+        self._tries(Limits(1, 0, self._fit.layers))
+        self.model = Model(path, gpu_layers=self._fit.layers, repack=repack, progress=self._progress)
+        if not self.model.is_generative:
+            raise EncoderError(f"{path} is an encoder: it does not continue a text")
+        self.prompts = PromptEncoder(self.model, config.chat_template)
+        self.adapters = {name: Adapter(self.model, file) for name, file in adapters_of(config).items()}
+        self.has_tiled_attention = self._warm_up()
 
     def _warm_up(self) -> bool:
         """Compute a token, which reads the weights into memory; whether nrvna's own attention was in it."""
         before = self._library.tiled_attentions
-        with Context(self.model, n_ctx=CELLS_STEP) as context:
+        with self._new_context(n_ctx=CELLS_STEP, n_outputs_max=1) as context:
             self._batch.clear()
             self._batch.add([0], position=0)
             context.decode(self._batch)
         return self._library.tiled_attentions > before
 
-    def _choose_shape(self) -> Shape:
-        config, model = self._config, self.model
-        if config.parallel:
-            shape = choose_shape(model, model.size_bytes, config)
-            log.info("%d jobs at a time, as asked for; %s", shape.parallel, _room(shape))
-            return shape
-        speeds = measure_speeds(model, config.threads or choose_shape(model, model.size_bytes, config).threads)
-        best = best_parallel(speeds)
-        shape = choose_shape(model, model.size_bytes, config, best)
-        measured = ", ".join(f"{count}: {speed:.0f}" for count, speed in speeds.items())
-        why = "memory allows no more" if shape.parallel < best else f"tokens/s measured at {measured}"
-        log.info("%d jobs at a time (%s); %s", shape.parallel, why, _room(shape))
-        return shape
+    def _make_room(self) -> None:
+        """Choose the shape and open its context: fewer jobs and less context where there is not the memory."""
+        config, room = self._config, self._fit.room(self.model)
+        wanted, why = config.parallel, "as asked for"
+        if not wanted:
+            threads = choose_shape(self.model, room, config).threads
+            speeds = measure_speeds(partial(self._new_context, threads=threads), on_gpu=self.on_gpu)
+            wanted = best_parallel(speeds)
+            measured = ", ".join(f"{count}: {speed:.0f}" for count, speed in speeds.items())
+            why = f"tokens/s measured at {measured}"
+        while True:
+            self.shape = choose_shape(self.model, room, config, wanted, self._limits)
+            self._tries(Limits(self.shape.parallel, self.shape.context, self._fit.layers))
+            try:
+                self._context = self._open(self.layout_for(()))
+                break
+            except ContextMemoryError as error:
+                if not self._lower(error, within_layers=True):
+                    raise
+        shape = self.shape
+        if shape.parallel < wanted:
+            why = "memory allows no more"
+        if shape.context < config.ctx:
+            log.warning("NRVNA_CTX is %d, but there is memory for %d tokens alone", config.ctx, shape.context)
+        log.info(
+            "%d job%s at a time (%s); %s",
+            *(shape.parallel, "" if shape.parallel == 1 else "s", why, _room(shape)),
+        )
+
+    def _tries(self, limits: Limits) -> None:
+        """Say what will take memory next: if this process dies of it, its successor takes less."""
+        self._tried = limits
+        self._on_try(limits)
+
+    def _lower(self, error: NrvnaError, *, within_layers: bool = False) -> bool:
+        """Take less from now on than what was tried; False if there is nothing less that would do."""
+        smaller = self._tried.smaller(self._config.ctx)
+        if smaller is None or (within_layers and smaller.layers != self._tried.layers):
+            return False
+        log.warning("not enough memory for %s: trying %s (%s)", self._tried, smaller, str(error).partition(" | ")[0])
+        self._limits = smaller
+        return True
+
+    def _close(self) -> None:
+        """Free what was loaded so far."""
+        for owner in ("prompts", "model"):
+            if owned := self.__dict__.pop(owner, None):
+                owned.close()
+
+    def shrink(self, sequences: Rows[Sequence], error: DecodeMemoryError) -> bool:
+        """Begin with an empty KV cache for half as many jobs, as the memory to compute was not there.
+
+        False if there is but one at a time. Raises ContextError if there is not the memory for that either.
+        """
+        shape = self.shape
+        if shape.parallel == 1:
+            return False
+        self._context.close()
+        parallel = shape.parallel // 2
+        # Before the daemon hears of it: what it is told next is not about that any more.
+        log.warning("%s: going on with %d job%s at a time", error, parallel, "" if parallel == 1 else "s")
+        cells = max(shape.context, padded(shape.cells * parallel // shape.parallel))
+        self.shape = replace(shape, parallel=parallel, cells=cells, kv_bytes=shape.kv_bytes * cells // shape.cells)
+        self._tries(Limits(parallel, shape.context, self._fit.layers))
+        self._context = self._open(self.layout_for(sequences))
+        return True
 
     def layout_for(self, sequences: Rows[Sequence]) -> Layout:
         """What suits the sequences in sight, the next ones to run first."""
-        shape = self.shape
-        if self._config.reproducible:
+        shape, config = self.shape, self._config
+        wish = _FLASH_ATTENTION[config.flash_attention]
+        # What is not f16 is read by flash attention alone.
+        may_be_plain = wish is None and config.kv_type == "f16"
+        if config.reproducible:
             # Where nothing can stand in for ggml's flash attention, the plain one computes each row by itself.
-            return streams(
-                shape.parallel, shape.cells, flash_attention=None if self._library.can_compute_rows_alone else False
-            )
-        if self.on_gpu or self.has_tiled_attention:
+            is_plain = may_be_plain and not self._library.can_compute_rows_alone
+            layout = streams(shape.parallel, shape.cells, flash_attention=False if is_plain else None)
+        elif self.on_gpu or self.has_tiled_attention:
             # The tiles pass over cells of other sequences. On GPUs nothing else was measured.
-            return unified(shape.parallel, shape.cells)
-        return best_layout(sequences, parallel=shape.parallel, cells=shape.cells, context=shape.context)
+            layout = unified(shape.parallel, shape.cells)
+        else:
+            layout = best_layout(
+                sequences,
+                parallel=shape.parallel,
+                cells=shape.cells,
+                context=shape.context,
+                may_be_plain=may_be_plain,
+            )
+        if wish is not None:
+            layout = replace(layout, flash_attention=True) if wish else without_flash(layout)
+        return layout
 
     def use(self, layout: Layout) -> None:
         """Begin with an empty KV cache of that layout. Raises ContextError; it is then empty and as before."""
@@ -149,12 +290,14 @@ class Runner:
             raise
 
     def _open(self, layout: Layout) -> Context:
-        context = Context(
-            self.model,
+        self.micro_batch = min(self._config.micro_batch or layout.micro_batch or self._micro_batch, self.batch_tokens)
+        context = self._new_context(
             n_ctx=layout.cells,
             n_seq_max=layout.slots,
             n_batch=self.batch_tokens,
-            n_ubatch=min(layout.micro_batch or self.batch_tokens, self.batch_tokens),
+            n_ubatch=self.micro_batch,
+            # One for each that runs: buffers for an output of every token would be large.
+            n_outputs_max=layout.slots,
             threads=self.shape.threads,
             flash_attention=layout.flash_attention,
             kv_unified=layout.unified,
@@ -164,13 +307,20 @@ class Runner:
         self._adapter: str | None = None
         return context
 
+    def _new_context(self, **sizes: Any) -> Context:
+        """A context as the settings want it. Raises ContextError."""
+        config = self._config
+        return Context(
+            self.model,
+            **{"flash_attention": _FLASH_ATTENTION[config.flash_attention], "kv_type": config.kv_type, **sizes},
+        )
+
     def _examine(self, path: Path, repack: bool) -> None:
         log.info("checking that this model's answers are the same whatever runs beside them")
         self.findings = found = examine(self._context, slots=self.layout.slots)
         if not (found.batching and found.sharing) and repack:
             log.info("they are not with repacked weights: trying without")
-            self.prompts.close()
-            self.model.close()
+            self._close()
             self._load(path, repack=False)
             return
         if not found.again:
@@ -276,6 +426,10 @@ class Runner:
                 )
             )
         self._context.decode(self._batch)
+        first = next((index for chunk, index in zip(plan, indices, strict=True) if chunk.output), None)
+        if first is not None:
+            # Waits for a device that computes by itself, and puts the rows in order: then several threads may read.
+            self._context.logits(first)
         return indices
 
     def _use(self, adapter: str | None) -> None:
@@ -287,8 +441,6 @@ class Runner:
         """The next token of each answer, from the logits at its index of the batch."""
         if not rows:
             return []
-        # The first look at the logits may reorder them; then several threads may read.
-        self._context.logits(rows[0][1])
         if len(rows) > 1 and self.shape.threads > 1 and len(rows) * self.model.n_vocab >= _PARALLEL_LOGITS:
             return list(self._pool.map(self._sample, rows))
         return [self._sample(row) for row in rows]

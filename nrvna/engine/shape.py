@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nrvna.config import Config
 from nrvna.engine.layout import padded
-from nrvna.engine.machine import available_memory, physical_cores
+from nrvna.engine.machine import physical_cores
 from nrvna.errors import ContextError, SettingError
+from nrvna.limits import Limits
 from nrvna.llama import Batch, Context, Model
 
 log = logging.getLogger("nrvna.engine")
@@ -21,10 +22,11 @@ AUTO_PARALLEL = 8
 # What a job takes on average where the context of each is chosen automatically: short prompts, some long ones.
 _AVERAGE_JOB = 1024
 # The part of the memory there is that weights and KV cache may take together where slots are chosen automatically.
-_MEMORY_SHARE = 0.7
+MEMORY_SHARE = 0.7
 _MAX_CELLS = 1 << 31
 
 _TRIED = (1, 2, 4, 8, 16, 32)
+_TRIED_ON_GPU = (64, 128, 256)
 # The calibration takes no new turn after this, and gives up growing where a step would take longer.
 _PATIENCE_S = 1.0
 _TURNS = 4
@@ -47,26 +49,29 @@ class Shape:
     kv_bytes: int
 
 
-def choose_shape(model: Model, weights: int, config: Config, parallel: int = AUTO_PARALLEL) -> Shape:
-    """The shape asked for, or what suits the model and the memory there is.
+_NO_LIMITS = Limits()
 
-    ``weights`` is their size in bytes, ``parallel`` the number of sequences to take where the user named none.
-    Raises SettingError if NRVNA_CTX and NRVNA_PARALLEL are too large together.
+
+def choose_shape(
+    model: Model, room: int, config: Config, parallel: int = AUTO_PARALLEL, limits: Limits = _NO_LIMITS
+) -> Shape:
+    """The shape asked for, or what suits the model and the memory there is, within the limits.
+
+    ``room`` is the number of KV cells for which there is memory, ``parallel`` that of sequences to take where the
+    user named none. Raises SettingError if NRVNA_CTX and NRVNA_PARALLEL are too large together.
     """
     trained = model.n_ctx_train or AUTO_CONTEXT
-    context = padded(config.ctx or min(trained, AUTO_CONTEXT))
+    context = padded(min(config.ctx or min(trained, AUTO_CONTEXT), limits.context))
     if config.ctx > trained:
         log.warning("a context of %d tokens is more than the %d that the model was trained for", config.ctx, trained)
     threads = config.threads or physical_cores()
-    cell = max(1, model.kv_cache_bytes(1))
-    # Several engines on the processor start at the same time, and each sees all that there is.
-    room = max(0, int(available_memory() * _MEMORY_SHARE / config.replicas) - weights) // cell
+    cell = max(1, model.kv_cache_bytes(1, config.kv_type))
     if config.reproducible:
-        parallel = config.parallel or max(1, min(parallel, room // context))
+        parallel = min(config.parallel or max(1, min(parallel, room // context)), limits.parallel)
         _check_cells(parallel * context, parallel, context)
         return Shape(parallel, context, parallel * context, threads, parallel * context * cell)
-    wanted = config.parallel or parallel
-    cells = wanted * context if config.ctx else min(wanted * context, context + wanted * _AVERAGE_JOB)
+    wanted = min(config.parallel or parallel, limits.parallel)
+    cells = cells_for(wanted, context, config)
     if not (config.parallel and config.ctx):
         cells = min(cells, max(context, room))
     cells = padded(cells)
@@ -74,11 +79,20 @@ def choose_shape(model: Model, weights: int, config: Config, parallel: int = AUT
     return Shape(wanted, context, cells, threads, cells * cell)
 
 
-def measure_speeds(model: Model, threads: int) -> dict[int, float]:
-    """Tokens per second when 1, 2, 4, … sequences are decoded together, as far as it takes no longer than seconds."""
-    most = _TRIED[-1]
+def cells_for(parallel: int, context: int, config: Config) -> int:
+    """The KV cells for so many sequences: whole contexts where one was named, else what jobs take on average."""
+    return parallel * context if config.ctx else min(parallel * context, context + parallel * _AVERAGE_JOB)
+
+
+def measure_speeds(open_context: Callable[..., Context], *, on_gpu: bool = False) -> dict[int, float]:
+    """Tokens per second when 1, 2, 4, … sequences are decoded together, as far as it takes no longer than seconds.
+
+    ``open_context`` makes a context of the sizes that it is given.
+    """
+    numbers = _TRIED + _TRIED_ON_GPU if on_gpu else _TRIED
+    most = numbers[-1]
     try:
-        context = Context(model, n_ctx=most * _CELLS_EACH, n_seq_max=most, threads=threads, kv_unified=True)
+        context = open_context(n_ctx=most * _CELLS_EACH, n_seq_max=most, kv_unified=True, n_outputs_max=most)
     except ContextError as error:
         log.warning("no calibration: %s", error)
         return {}
@@ -90,7 +104,7 @@ def measure_speeds(model: Model, threads: int) -> dict[int, float]:
         for turn in range(_TURNS):
             if turn and time.perf_counter() > deadline:
                 break
-            for count in _TRIED:
+            for count in numbers:
                 step = _timed_step(context, batch, count)
                 steps[count] = min(step, steps.get(count, step))
                 if 2 * step > _PATIENCE_S:

@@ -9,12 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nrvna.errors import ContextError, DecodeError, NoSlotError
+from nrvna.errors import (
+    ContextError,
+    ContextMemoryError,
+    DecodeError,
+    DecodeMemoryError,
+    NoSlotError,
+    speaks_of_memory,
+)
 from nrvna.llama.adapter import Adapter
 from nrvna.llama.handle import Handle
 from nrvna.llama.library import load_library
-from nrvna.llama.model import POOLINGS, Model
+from nrvna.llama.model import KV_TYPES, POOLINGS, Model, kv_type_number
 
+# What llama_decode returns where an allocation failed.
+_NO_MEMORY = -2
 # Architectures with a vector for each position: llama.cpp aborts at a position for which there is none.
 _LEARNED_POSITIONS = ("bert", "gpt2", "mpt", "starcoder")
 
@@ -25,9 +34,10 @@ class Batch:
     def __init__(self, capacity: int) -> None:
         ffi = load_library().ffi
         self.capacity = capacity
-        # Of all positions the largest, and whether a sequence goes on from an earlier batch.
+        # Of all positions the largest, whether a sequence goes on from an earlier batch, and what was asked for.
         self.last_position = -1
         self.continues = False
+        self.n_outputs = 0
         self._token = np.zeros(capacity, np.int32)
         self._pos = np.zeros(capacity, np.int32)
         self._seq = np.zeros(capacity, np.int32)
@@ -48,7 +58,7 @@ class Batch:
 
     def clear(self) -> None:
         self.struct.n_tokens = 0
-        self.last_position, self.continues = -1, False
+        self.last_position, self.continues, self.n_outputs = -1, False, 0
 
     def add(self, tokens: Sequence[int], *, position: int, sequence: int = 0, output: bool = True) -> int:
         """Append tokens of one sequence from ``position`` on; ``output`` asks for the logits after the last one.
@@ -67,11 +77,13 @@ class Batch:
         self.struct.n_tokens = end
         self.last_position = max(self.last_position, position + len(tokens) - 1)
         self.continues |= position > 0
+        self.n_outputs += output
         return end - 1
 
     def output_all(self) -> None:
         """Ask for the output of every token, as embeddings need it."""
         self._output[: len(self)] = 1
+        self.n_outputs = len(self)
 
 
 class Context(Handle):
@@ -80,6 +92,9 @@ class Context(Handle):
     ``n_ctx`` is the number of KV cells for all sequences together, ``n_batch`` the most tokens in one decode and
     ``n_ubatch`` the most computed at once. With ``kv_unified`` all sequences share the cells, else each has its own
     part. ``flash_attention`` None leaves the choice to llama.cpp. ``threads`` 0 leaves llama.cpp's default.
+    ``kv_type`` is what keys and values are kept in, one of KV_TYPES: all but "f16" take less memory, want flash
+    attention and change what is computed a little. ``n_outputs_max`` is the most outputs in one decode, at least
+    ``n_seq_max``; 0 is one for each token, whose buffers are as large as ``n_ubatch`` times the vocabulary.
     ``rows_alone`` has each row of a batch computed so that its bits do not depend on how many there are, where the
     platform allows that; contexts that differ in this must not decode at the same time.
 
@@ -87,8 +102,9 @@ class Context(Handle):
     scores where it is "rank", of each token where it is "none". None takes what the model was made for, and "none"
     if it does not say. Its output takes n_vocab + n_embd floats for each token of a batch.
 
-    Raises ContextError if llama.cpp cannot make it: too little memory, usually; and ValueError for a pooling that is
-    not known, that the model cannot do, or without embeddings.
+    Raises ContextError if llama.cpp cannot make it, ContextMemoryError among them where the memory is not there; and
+    ValueError for a ``kv_type`` that is not known, and a pooling that is not known, that the model cannot do, or
+    without embeddings.
     """
 
     def __init__(
@@ -102,6 +118,8 @@ class Context(Handle):
         threads: int = 0,
         flash_attention: bool | None = None,
         kv_unified: bool = False,
+        kv_type: str = "f16",
+        n_outputs_max: int = 0,
         rows_alone: bool = False,
         embeddings: bool = False,
         pooling: str | None = None,
@@ -110,7 +128,8 @@ class Context(Handle):
         lib = library.lib
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = n_ctx, n_seq_max
-        params.n_batch, params.n_ubatch = n_batch, n_ubatch
+        params.n_batch, params.n_ubatch, params.n_outputs_max = n_batch, n_ubatch, n_outputs_max
+        params.type_k = params.type_v = kv_type_number(kv_type)
         params.kv_unified = kv_unified
         params.flash_attn_type = {
             None: lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -130,13 +149,17 @@ class Context(Handle):
         if n_seq_max > (min(n_batch, n_ctx) if model.is_causal else n_batch):
             # llama.cpp would abort the process.
             raise ContextError(f"{n_seq_max} sequences are more than a batch of {n_batch} tokens holds")
+        if n_outputs_max and (n_outputs_max < n_seq_max or embeddings):
+            raise ContextError(f"{n_outputs_max} outputs at most are too few for {n_seq_max} sequences or embeddings")
+        _check_kv_type(model, kv_type, flash_attention)
         self._check_pooling(model, pooling)
         params.pooling_type = getattr(lib, f"LLAMA_POOLING_TYPE_{(pooling or 'unspecified').upper()}")
         with library.complaints() as complaints:
             pointer = lib.llama_init_from_model(model.pointer, params)
         if not pointer:
             reason = " | ".join(complaints) or "it gave no reason"
-            raise ContextError(f"llama.cpp cannot make a context of {n_ctx} tokens for {model.path.name}: {reason}")
+            kind = ContextMemoryError if speaks_of_memory(reason) else ContextError
+            raise kind(f"llama.cpp cannot make a context of {n_ctx} tokens for {model.path.name}: {reason}")
         super().__init__(library, pointer, lib.llama_free, model)
         model.dependents.add(self)
         self._row_bytes = model.n_vocab * np.dtype(np.float32).itemsize
@@ -146,6 +169,7 @@ class Context(Handle):
         self._most_at_once = self.n_ubatch if is_whole or (embeddings and self.pooling in ("mean", "cls")) else None
         self._positions = model.n_ctx_train if model.architecture in _LEARNED_POSITIONS else None
         self._n_seq_max = self.n_seq_max
+        self._most_outputs = n_outputs_max or self.n_batch
         self._n_computed = 0
         self._adapters: tuple[Adapter, ...] = ()
         if self._most_at_once and self._has_cache and n_seq_max > 1 and not kv_unified:
@@ -234,6 +258,8 @@ class Context(Handle):
             )
         if self.embeddings:
             batch.output_all()
+        if batch.n_outputs > self._most_outputs:
+            raise DecodeError(f"{batch.n_outputs} outputs are more than this context's {self._most_outputs}", -1)
         self._n_computed = 0
         self._library.compute_rows_alone(self._rows_alone)
 
@@ -345,11 +371,25 @@ class Context(Handle):
                 raise IndexError(f"no sequence {sequence}: this context has {self._n_seq_max}")
 
 
+def _check_kv_type(model: Model, kv_type: str, flash_attention: bool | None) -> None:
+    """Raises ContextError for what llama.cpp refuses, in words that say what to do."""
+    block = KV_TYPES[kv_type]
+    if block > 1 and flash_attention is False:
+        raise ContextError(f"a KV cache of {kv_type} needs flash attention, which is off: turn it on, or take f16")
+    if unfit := [width for width in model.head_widths if width % block]:
+        raise ContextError(
+            f"a KV cache of {kv_type} wants heads of a multiple of {block}, but those of {model.path.name} are "
+            f"{unfit[0]} wide: take f16"
+        )
+
+
 def _check_decoded(code: int, function: str = "llama_decode") -> None:
     """Turns what llama_decode or llama_encode returned into an exception, as llama.h documents it."""
     if code == 0:
         return
     if code == 1:
         raise NoSlotError("no room in the KV cache for this batch", code)
+    if code == _NO_MEMORY:
+        raise DecodeMemoryError(f"{function} returned {code}: there is not the memory to compute this batch", code)
     reason = {2: "it was aborted", -1: "the batch is invalid"}.get(code, "a fatal error, see the log")
     raise DecodeError(f"{function} returned {code}: {reason}", code)

@@ -19,6 +19,10 @@ enum llama_flash_attn_type {
     ...
 };
 
+/* What numbers are kept in. */
+enum ggml_type { GGML_TYPE_F16, GGML_TYPE_Q4_0, GGML_TYPE_Q8_0, ... };
+size_t ggml_row_size(enum ggml_type type, int64_t ne);
+
 enum llama_pooling_type {
     LLAMA_POOLING_TYPE_UNSPECIFIED,
     LLAMA_POOLING_TYPE_NONE,
@@ -45,10 +49,13 @@ struct llama_context_params {
     uint32_t n_batch;
     uint32_t n_ubatch;
     uint32_t n_seq_max;
+    uint32_t n_outputs_max;
     int32_t  n_threads;
     int32_t  n_threads_batch;
     enum llama_flash_attn_type flash_attn_type;
     enum llama_pooling_type pooling_type;
+    enum ggml_type type_k;
+    enum ggml_type type_v;
     bool embeddings;
     bool no_perf;
     bool kv_unified;

@@ -5,8 +5,10 @@ For files that llama.cpp would believe more than is good for the process. It is 
 
 from __future__ import annotations
 
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +18,8 @@ _VERSIONS = (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MAX_DIMENSIONS, _MAX_NAME = 4, 64
+_ALIGNMENT = 32
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 class HeaderError(ValueError):
@@ -32,10 +36,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """``metadata`` holds text, numbers and flags; of arrays the key alone, with None, where nobody asked for them."""
+    """``metadata`` holds text, numbers and flags; of arrays the key alone, with None, where nobody asked for them.
+
+    ``sizes`` are the tensors' bytes in this file, the padding to the next one included.
+    """
 
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
+    sizes: dict[str, int] = field(default_factory=dict, compare=False)
 
 
 def read_header(path: Path, *, arrays: bool = False) -> Header:
@@ -53,7 +61,16 @@ def read_header(path: Path, *, arrays: bool = False) -> Header:
         n_tensors, n_keys = reader.number("Q"), reader.number("Q")
         metadata = dict(reader.pair() for _ in range(n_keys))
         tensors = dict(reader.tensor() for _ in range(n_tensors))
-        return Header(metadata, tensors)
+        return Header(metadata, tensors, reader.sizes(metadata.get("general.alignment", _ALIGNMENT)))
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a model that is split into several, named after its first one; else the file alone."""
+    match = _PART.fullmatch(path.name)
+    if not match:
+        return [path]
+    stem, count = match[1], match[3]
+    return [path.with_name(f"{stem}-{index:05}-of-{count}.gguf") for index in range(1, int(count) + 1)]
 
 
 class _Reader:
@@ -61,6 +78,7 @@ class _Reader:
         self._file = file
         self._size = size
         self._keeps_arrays = keeps_arrays
+        self._offsets: dict[str, int] = {}
 
     def take(self, count: int) -> bytes:
         self._within(count)
@@ -114,8 +132,18 @@ class _Reader:
             raise HeaderError(f"the tensor {name!r} has {dimensions} dimensions")
         shape = tuple(self.number("Q") for _ in range(dimensions))
         found = Tensor(shape, self.number("I"))
-        self.number("Q")
+        self._offsets[name] = self.number("Q")
         return name, found
+
+    def sizes(self, alignment: object) -> dict[str, int]:
+        """From where each tensor begins, once all were read: none where they lie beyond the file."""
+        step = alignment if isinstance(alignment, int) and alignment > 0 else _ALIGNMENT
+        end = self._size - -(-self._file.tell() // step) * step
+        starts = sorted(self._offsets.values())
+        if starts and starts[-1] > end:
+            return {}
+        following = dict(pairwise([*dict.fromkeys(starts), end]))
+        return {name: following[start] - start for name, start in self._offsets.items()}
 
     def _skip(self, count: int) -> None:
         self._within(count)

@@ -14,10 +14,12 @@ from weakref import WeakSet
 from nrvna.errors import (
     ModelFormatError,
     ModelLoadError,
+    ModelMemoryError,
     ModelNotFoundError,
     ModelTruncatedError,
     TemplateError,
     TokenizeError,
+    speaks_of_memory,
 )
 from nrvna.llama.gguf import MAGIC
 from nrvna.llama.handle import Handle
@@ -46,6 +48,8 @@ _RECOMMENDED: dict[str, tuple[str, Callable[[str], str | float]]] = {
 }
 # How llama.cpp words a file that ends too early: in the header, or in the weights.
 _CUT_SHORT = ("not within the file bounds", "failed to read")
+# What a KV cache can be kept in, and of how many numbers the blocks are that these formats know.
+KV_TYPES = {"f16": 1, "q8_0": 32, "q4_0": 32}
 # Many models' pre-tokenizers are std::regex, which in libstdc++ recurses once for each character of a match, by 327
 # bytes as measured: a run of 26,000 letters overflows the usual 8 MiB, and the process dies.
 _STACK_A_CHARACTER = 512
@@ -60,8 +64,8 @@ class Model(Handle):
     faster orders that ggml knows for some formats. ``progress`` is called with 0.0 to 1.0 and may raise to stop.
     ``placement`` is where the weights went.
 
-    Raises ModelNotFoundError, ModelFormatError, ModelTruncatedError or ModelLoadError, each naming the file, and
-    LibraryError if llama.cpp was never built.
+    Raises ModelNotFoundError, ModelFormatError, ModelTruncatedError, ModelMemoryError or another ModelLoadError, each
+    naming the file, and LibraryError if llama.cpp was never built.
     """
 
     def __init__(
@@ -224,16 +228,29 @@ class Model(Handle):
                 found[name] = kind(self.metadata[f"general.sampling.{key}"])
         return found
 
-    def kv_cache_bytes(self, n_ctx: int) -> int:
-        """About what the KV cache of ``n_ctx`` cells takes in f16, every layer attending to all of them.
+    @property
+    def n_layer(self) -> int:
+        """The number of layers, without what stands before and behind them."""
+        return self._number("block_count") or 0
+
+    @property
+    def head_widths(self) -> tuple[int, int]:
+        """How many numbers a head's key has, and its value; 0 where the file does not say."""
+        width = (self._number("embedding_length") or 0) // (self._number("attention.head_count") or 1)
+        key, value = (self._number(f"attention.{kind}_length") or width for kind in ("key", "value"))
+        return key, value
+
+    def kv_cache_bytes(self, n_ctx: int, kv_type: str = "f16") -> int:
+        """About what the KV cache of ``n_ctx`` cells takes in one of KV_TYPES, every layer attending to all of them.
 
         From the metadata alone, so that it can be told without loading the weights.
         """
-        heads = self._number("attention.head_count") or 1
-        kv_heads = self._number("attention.head_count_kv") or heads
-        width = (self._number("embedding_length") or 0) // heads
-        key, value = (self._number(f"attention.{kind}_length") or width for kind in ("key", "value"))
-        return (self._number("block_count") or 0) * kv_heads * (key + value) * 2 * n_ctx
+        kv_heads = self._number("attention.head_count_kv") or self._number("attention.head_count") or 1
+        kind = kv_type_number(kv_type)
+        # Whole blocks, also where the format does not suit the model: then there will be no such cache.
+        blocks = (-(-kv_heads * width // KV_TYPES[kv_type]) for width in self.head_widths)
+        cell = sum(int(self._lib.ggml_row_size(kind, count * KV_TYPES[kv_type])) for count in blocks)
+        return self.n_layer * cell * n_ctx
 
     def _number(self, key: str) -> int | None:
         """A number of the architecture's metadata; the largest of them where each layer has its own."""
@@ -530,10 +547,18 @@ def check_file(path: Path) -> None:
         raise ModelFormatError(f"{path} is no GGUF model: it begins with {magic!r}, not {MAGIC!r}; take a .gguf file")
 
 
+def kv_type_number(kv_type: str) -> int:
+    """ggml's number for one of KV_TYPES. Raises ValueError for another."""
+    if kv_type not in KV_TYPES:
+        raise ValueError(f"{kv_type!r} is none of {', '.join(KV_TYPES)}")
+    return int(getattr(load_library().lib, f"GGML_TYPE_{kv_type.upper()}"))
+
+
 def _load_error(path: Path, complaints: list[str]) -> Exception:
     said = " | ".join(complaints)
     size = path.stat().st_size
     if any(words in said for words in _CUT_SHORT):
         return ModelTruncatedError(f"the model {path} is cut short or damaged at {size} bytes: download it again")
     reason = next((line.split(": ", 1)[-1] for line in complaints if "error loading model" in line), said)
-    return ModelLoadError(f"llama.cpp cannot load {path}: {reason or 'it gave no reason'}")
+    kind = ModelMemoryError if speaks_of_memory(said) else ModelLoadError
+    return kind(f"llama.cpp cannot load {path}: {reason or 'it gave no reason'}")

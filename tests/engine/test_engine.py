@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conversations import tokens_of
@@ -14,8 +15,9 @@ from nrvna.engine.engine import Engine, Joined
 from nrvna.engine.layout import plain, streams, unified
 from nrvna.engine.runner import Runner
 from nrvna.engine.work import Request
-from nrvna.errors import JobError
+from nrvna.errors import DecodeMemoryError, JobError
 from nrvna.job import Receipt
+from nrvna.limits import Limits
 
 GREEDY = Sampling(temp=0.0, predict=16)
 PROMPTS = [f"Describe the number {number} in a few words." for number in range(8)]
@@ -336,3 +338,58 @@ def test_a_step_computes_as_many_tokens_of_a_long_prompt_as_were_asked_for(
     # With the last of them comes the answer's only token.
     assert steps == -(-tokens // most)
     runner.model.close()
+
+
+class Failing:
+    """llama.cpp's functions, but that some decodes find no memory. On a CPU nothing makes llama_decode say so: where
+    ggml's own buffers do not come, the process ends."""
+
+    def __init__(self, lib: Any, failures: Container[int]) -> None:
+        self._lib = lib
+        self._failures = failures
+        self.decodes = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lib, name)
+
+    def llama_decode(self, *arguments: Any) -> int:
+        self.decodes += 1
+        return -2 if self.decodes in self._failures else int(self._lib.llama_decode(*arguments))
+
+
+def test_a_decode_without_the_memory_goes_on_with_half_the_jobs_and_loses_none(model_file: Path) -> None:
+    own = Runner(model_file, Config(parallel=8, ctx=256))
+    sampling = replace(GREEDY, predict=24, ignore_eos=True)
+    jobs = [request(prompt, prompt, sampling) for prompt in PROMPTS]
+    expected = run(own, jobs)
+    tried: list[Limits] = []
+    failing = Failing(own._library.lib, {3, 9})
+    limited = Runner(model_file, Config(parallel=8, ctx=256), on_try=tried.append)
+    for_real, limited._library.lib = limited._library.lib, failing
+    try:
+        limited.use(limited.layout)
+        failing.decodes = 0
+        answers = run(limited, jobs)
+    finally:
+        limited._library.lib = for_real
+    assert [(limits.parallel, limits.context) for limits in tried] == [(1, 0), (8, 256), (4, 256), (2, 256)]
+    assert (limited.layout.parallel, limited.shape.cells) == (2, 512)
+    assert {name: receipt.generated_tokens for name, (_, receipt) in answers.items()} == dict.fromkeys(PROMPTS, 24)
+    # What was generated before is gone on from.
+    alike = sum(answers[name][0].split()[:3] == expected[name][0].split()[:3] for name in PROMPTS)
+    assert alike >= len(PROMPTS) - 2
+    for runner in (own, limited):
+        runner.model.close()
+
+
+def test_a_decode_without_the_memory_for_a_single_job_ends_the_engine(model_file: Path) -> None:
+    own = runner_of(model_file, 1, context=256)
+    library = own._library
+    for_real, library.lib = library.lib, Failing(library.lib, range(1000))
+    try:
+        own.use(own.layout)
+        with pytest.raises(DecodeMemoryError, match="llama_decode returned -2: there is not the memory"):
+            run(own, [request("a", PROMPTS[0])])
+    finally:
+        library.lib = for_real
+        own.model.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -119,6 +120,33 @@ def test_several_killers_are_all_set_aside_and_nobody_else_is(start_toy: StartTo
     good = {job_id: prompt for job_id, prompt in jobs.items() if not commands_in(prompt)}
     check_answers(workspace, good)
     assert all(state(workspace, job_id) is JobState.FAILED for job_id in jobs.keys() - good.keys())
+
+
+def test_want_of_memory_is_no_jobs_fault_while_there_is_something_less_to_try(
+    start_toy: StartToy, workspace: Workspace
+) -> None:
+    bad = workspace.submit("MEMORY LONG 9 story")
+    good = queue(workspace, [f"good {number}" for number in range(12)])
+    daemon = start_toy(workspace.path, "--parallel", "4", pace=SOON)
+    wait_until_over(workspace)
+    assert re.findall(r"for want of memory: starting another with (.*)", daemon.log) == [
+        "2 jobs at a time, 512 tokens each",
+        "1 job at a time, 512 tokens each",
+        "1 job at a time, 256 tokens each",
+    ]
+    # Then it is the job after all.
+    assert workspace.answer(workspace.find(bad)).startswith("the engine died 3 times while it was at this job")
+    check_answers(workspace, good)
+
+
+def test_memory_that_runs_out_while_a_prompt_is_read_is_that_jobs_own_matter(
+    start_toy: StartToy, workspace: Workspace
+) -> None:
+    bad = workspace.submit("READS MEMORY too large")
+    daemon = start_toy(workspace.path, "--parallel", "4", pace=SOON)
+    wait_until_over(workspace)
+    assert state(workspace, bad) is JobState.FAILED
+    assert "starting another with" not in daemon.log
 
 
 def test_an_engine_that_hangs_is_replaced_and_what_it_hung_at_is_set_aside(

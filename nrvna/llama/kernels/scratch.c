@@ -1,5 +1,6 @@
 #include "scratch.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 /* Threads live as long as the process, so that nothing is given back. */
@@ -11,6 +12,7 @@ void * scratch(size_t size) {
         held = (size + 63) / 64 * 64;
         memory = aligned_alloc(64, held);
         if (!memory) {
+            fprintf(stderr, "out of memory: failed to allocate %zu bytes for nrvna's kernels\n", held);
             abort();
         }
     }

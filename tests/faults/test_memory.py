@@ -1,0 +1,78 @@
+"""Where the memory is not there: real engines that the kernel refuses address space, at their start and later."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from processes import DaemonProcess, command
+
+from nrvna.job import JobState
+from nrvna.workspace import Workspace
+
+Start = Callable[..., DaemonProcess]
+
+OPTIONS = ("--ctx", "1024", "--temp", "0", "--predict", "8", "--ignore-eos", "1")
+JOBS = 8
+
+
+def queue(workspace: Path, words: int) -> list[str]:
+    prompts = [f"{number}: {'apple ' * words}" for number in range(JOBS)]
+    done = command("wrk", workspace, "--lines", "-", stdin="\n".join(prompts).encode())
+    return done.stdout.split()
+
+
+def assert_all_answered(workspace: Path, ids: list[str]) -> None:
+    assert len(ids) == JOBS
+    done = command("flw", "-w", workspace)
+    assert done.returncode == 0, done.stderr
+    jobs = [Workspace(workspace).find(job_id) for job_id in ids]
+    assert {job.state for job in jobs} == {JobState.DONE}
+
+
+def limit_growth(pid: int, slack: int) -> None:
+    """Let a process take so many more bytes of address space than it has, and no more."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    size = pages * resource.getpagesize() + slack
+    resource.prlimit(pid, resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "work"
+
+
+def test_an_engine_without_the_memory_starts_with_fewer_jobs_at_a_time_and_says_so(
+    start_daemon: Start, folder: Path
+) -> None:
+    daemon = start_daemon(folder, *OPTIONS, "--parallel", "64", address_space=1_500_000_000)
+    assert "not enough memory for 64 jobs at a time, 1024 tokens each: trying 32 jobs at a time" in daemon.log
+    [ready] = [line for line in daemon.log.splitlines() if "ready:" in line]
+    assert any(f"{count} jobs at a time" in ready for count in (32, 16, 8, 4))
+    assert "(memory allows no more)" in daemon.log
+    assert_all_answered(folder, queue(folder, 20))
+
+
+def test_a_context_that_was_asked_for_is_cut_last_and_never_without_a_word(start_daemon: Start, folder: Path) -> None:
+    daemon = start_daemon(folder, *OPTIONS[2:], "--ctx", "65536", address_space=1_500_000_000)
+    said = daemon.log
+    assert said.index("trying 1 job at a time, 65536 tokens each") < said.index("trying 1 job at a time, 32768")
+    assert "NRVNA_CTX is 65536, but there is memory for 32768 tokens alone" in said
+    assert_all_answered(folder, queue(folder, 20))
+
+
+def test_an_engine_that_dies_for_want_of_memory_costs_no_job_and_comes_back_smaller(
+    start_daemon: Start, folder: Path
+) -> None:
+    daemon = start_daemon(folder, *OPTIONS, "--parallel", str(JOBS))
+    # It is idle: what it takes next is for the first batch.
+    limit_growth(daemon.engine_pid(), 0)
+    ids = queue(folder, 150)
+    daemon.wait_log("for want of memory: starting another with 4 jobs at a time, 1024 tokens each")
+    assert_all_answered(folder, ids)
+    assert "4 jobs at a time, 1024 tokens each, " in daemon.log
+    # They died with it once, which is no crash of theirs: nobody ran alone.
+    receipts = [Workspace(folder).receipt(Workspace(folder).find(job_id)) for job_id in ids]
+    assert {receipt.attempts for receipt in receipts if receipt} == {1, 2}
