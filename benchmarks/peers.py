@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.contenders import WARM_UP, BenchmarkError, Sample, environment, running
 from benchmarks.workloads import Job, Tokenizer, Workload
-from nrvna.config import llama_dir
+from nrvna.config import llama_dir, wanted_backend
 from nrvna.engine.layout import padded
 from nrvna.llama.location import find_build
 
@@ -43,7 +43,7 @@ class Setup:
 
 def program(name: str) -> str:
     """The path of one of llama.cpp's programs. Raises BenchmarkError if it is not built."""
-    path = find_build(llama_dir()).directory / "bin" / name
+    path = find_build(llama_dir(), wanted_backend()).directory / "bin" / name
     if not path.exists():
         raise BenchmarkError(f"{name} is not built: run `python scripts/build_llama.py --peers`")
     return str(path)

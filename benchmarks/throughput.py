@@ -20,7 +20,7 @@ from benchmarks.contenders import BenchmarkError, Contender, Nrvna, Sample, exit
 from benchmarks.peers import BatchedBench, Completion, Server, Setup, program
 from benchmarks.report import Results
 from benchmarks.workloads import DEFAULT_WORKLOADS, WORKLOADS, Tokenizer, Workload, make
-from nrvna.config import llama_dir
+from nrvna.config import llama_dir, wanted_backend
 from nrvna.engine.machine import physical_cores
 from nrvna.llama.location import find_build
 
@@ -181,7 +181,7 @@ def run(options: Options) -> None:
         report.pyplot()
     facts = report.about(
         options.model,
-        find_build(llama_dir()).commit,
+        find_build(llama_dir(), wanted_backend()).commit,
         shlex.join(["python", "-m", "benchmarks.throughput", *sys.argv[1:]]),
     )
     tokenizer = Tokenizer(options.model)

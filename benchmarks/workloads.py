@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from nrvna.config import llama_dir
+from nrvna.config import llama_dir, wanted_backend
 from nrvna.engine.prompt import Conversation, PromptEncoder
 from nrvna.llama import Model, load_library
 
@@ -73,7 +73,7 @@ class Tokenizer:
     """Counts tokens with the model's vocabulary, and renders jobs as nrvna does. Loads no weights."""
 
     def __init__(self, model_file: Path) -> None:
-        load_library(llama_dir())
+        load_library(llama_dir(), wanted_backend())
         self._model = Model(model_file, vocab_only=True)
         self._encoder = PromptEncoder(self._model)
 

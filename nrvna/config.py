@@ -26,6 +26,8 @@ DEFAULT_SAMPLERS = ("penalties", "dry", *_TRUNCATION, "temperature")
 SAMPLERS = (*DEFAULT_SAMPLERS, "adaptive_p")
 # What becomes of a prompt that does not fit: the job fails, or so many tokens are taken out of the prompt's text.
 OVERFLOWS = ("fail", "truncate-left", "truncate-right", "truncate-middle")
+# Which of llama.cpp's builds is loaded; auto is a GPU's where that GPU is there.
+BACKENDS = ("auto", "cpu", "cuda", "metal")
 # What the KV cache can be kept in, and when attention goes over it in one pass.
 KV_TYPES = ("f16", "q8_0", "q4_0")
 FLASH_ATTENTION = ("auto", "on", "off")
@@ -135,6 +137,7 @@ class Config:
     log_file: str | None = None
     log_json: bool = False
     llama_dir: str | None = None
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if self.kv_type != "f16" and self.flash_attention == "off":
@@ -149,6 +152,8 @@ class Config:
             )
         if self.gpus and not self.gpu_layers:
             raise SettingError(f"NRVNA_GPUS is {self.gpus}, but NRVNA_GPU_LAYERS is 0, no GPU: unset one of them")
+        if self.gpus and self.backend == "cpu":
+            raise SettingError(f"NRVNA_GPUS is {self.gpus}, but NRVNA_BACKEND is cpu: unset one of them")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object from which :meth:`from_dict` makes an equal Config."""
@@ -646,6 +651,13 @@ SETTINGS: tuple[Setting, ...] = (
         "folder of llama.cpp builds, or one build's own folder",
         shown_default="the user's data folder",
     ),
+    Setting(
+        "NRVNA_BACKEND",
+        "backend",
+        str,
+        "which build of llama.cpp is used; auto: a GPU's where that GPU is there, else the CPU's",
+        choices=BACKENDS,
+    ),
 )
 
 
@@ -707,9 +719,18 @@ def of_job(sampling: Sampling, settings: Mapping[str, Any]) -> Sampling:
 
 def llama_dir() -> Path | None:
     """NRVNA_LLAMA_DIR alone: building llama.cpp should not fail over a bad temperature."""
-    [setting] = [setting for setting in SETTINGS if setting.field == "llama_dir"]
-    value = setting.read()
+    value = _alone("llama_dir")
     return Path(value) if value else None
+
+
+def wanted_backend() -> str:
+    """NRVNA_BACKEND alone, for tools that run none of a daemon's jobs."""
+    return str(_alone("backend"))
+
+
+def _alone(field: str) -> Any:
+    [setting] = [setting for setting in SETTINGS if setting.field == field]
+    return setting.read()
 
 
 def notify_socket() -> str:

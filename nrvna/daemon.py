@@ -42,7 +42,7 @@ from nrvna.placement import first_place, places
 from nrvna.progress import first_line, token_line
 from nrvna.replica import SAY_LOADING_EVERY_S, Replica
 from nrvna.service import Signals, Starter, log_to, notify
-from nrvna.startpage import start_page
+from nrvna.startpage import offloaded, start_page
 from nrvna.task import Task
 from nrvna.terminal import open_streams
 from nrvna.workspace import Workspace
@@ -498,6 +498,8 @@ class Daemon:
             self._guarded("counting jobs", partial(self._show_start_page, replica, about))
             self._starter.tell({"ready": ""})
             self._say_troubles()
+        elif about.offloaded:
+            log.info("%soffloaded: %s", replica.prefix, offloaded(about))
         notify("READY=1")
 
     def _show_start_page(self, replica: Replica, about: Ready) -> None:

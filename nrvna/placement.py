@@ -69,7 +69,7 @@ def _groups(model: Path, config: Config) -> list[str]:
     wanted = gpu_groups(config.gpus) or tuple((number,) for number in range(len(there)))
     missing = [number for group in wanted for number in group if number >= len(there)]
     if missing or not there:
-        raise SettingError(f"NRVNA_GPUS is {config.gpus}, but {_seen(len(there), found['backend'])}")
+        raise SettingError(f"NRVNA_GPUS is {config.gpus}, but {_seen(len(there), found)}")
     if all(len(group) == 1 for group in wanted):
         numbers = [number for group in wanted for number in group]
         size = weights_of(model)
@@ -96,13 +96,15 @@ def _visible_gpus(config: Config) -> dict[str, Any]:
     return found
 
 
-def _seen(count: int, backend: str) -> str:
+def _seen(count: int, found: dict[str, Any]) -> str:
     if count:
         last = f"GPU 0{' to ' + str(count - 1) if count > 1 else ''}"
         return f"llama.cpp sees {last} alone: name GPUs as `nvidia-smi` numbers them, or all"
-    if backend == "cpu":
+    if found["why"]:
+        return f"llama.cpp computes on the CPU here: {found['why']}"
+    if found["backend"] == "cpu":
         return "llama.cpp was built for the CPU alone: build it for the GPU with scripts/build_llama.py, or unset it"
-    return f"llama.cpp, built for {backend}, sees no GPU here: see that its driver works, or unset it"
+    return f"llama.cpp, built for {found['backend']}, sees no GPU here: see that its driver works, or unset it"
 
 
 def fitting(gpus: Sequence[tuple[int, int]], weights: int) -> list[tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""What a daemon says once it is ready: in five lines, what runs where with which settings, and how to use it."""
+"""What a daemon says once it is ready: in a few lines, what runs where with which settings, and how to use it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,30 @@ def start_page(
     has_terminal: bool,
     engine: str = "",
 ) -> list[str]:
-    """Five lines. ``model`` is the file's fingerprint, ``queued`` the number of jobs that wait, ``peers`` are the
-    other daemons of the workspace; one that ``has_terminal`` is stopped from there. ``engine`` says which this is
-    ``about``, where there are several."""
+    """Five lines, six where a GPU computes. ``model`` is the file's fingerprint, ``queued`` the number of jobs that
+    wait, ``peers`` are the other daemons of the workspace; one that ``has_terminal`` is stopped from there.
+    ``engine`` says which this is ``about``, where there are several."""
     rows = {
         "model": f"{about.description}: {model['path']} ({_size(model['size'])})",
         "runs on": f"{about.device or 'unknown'} ({about.backend}), {_count(about.threads, 'thread')}; "
         f"{_count(about.parallel, 'job')} at a time, {about.context} tokens each{engine and f'; {engine}'}",
+        **({"offloaded": offloaded(about)} if about.offloaded else {}),
         "workspace": f"{workspace}: {_waiting(queued)}{_beside(peers)}",
         "settings": _settings(config),
         "use it": _use(about, model, config, workspace, has_terminal=has_terminal),
     }
     return [printable(f"{name:<9}  {text}").replace("\n", " ") for name, text in rows.items()]
+
+
+def offloaded(about: Ready) -> str:
+    """How much of the model is on which GPU, and the memory that those have left."""
+    shares = [
+        f"{share.name} {_mib(share.weights)} MiB of weights"
+        + (f", {_mib(share.free)} of {_mib(share.total)} MiB free" if share.total else "")
+        for share in about.shares
+        if share.weights
+    ]
+    return "; ".join([f"{about.offloaded} of {_count(about.layers, 'layer')}", *shares])
 
 
 def _waiting(queued: int) -> str:
@@ -62,6 +74,10 @@ def _use(about: Ready, model: dict[str, Any], config: Config, workspace: str, *,
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.0f}"
 
 
 def _size(count: int) -> str:

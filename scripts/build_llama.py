@@ -2,7 +2,8 @@
 """Compile llama.cpp's shared library and nrvna's cffi module, and put them where nrvna finds them.
 
 Fetches the pinned source (vendor/llama_cpp.toml), builds only what nrvna needs, and prints the folder of the
-finished build. A second run finds it there and does nothing. Three minutes on two cores, without --peers.
+finished build. A second run finds it there and does nothing. Three minutes on two cores, without --peers; for CUDA
+much longer. Builds for CPU and GPU lie side by side; NRVNA_BACKEND says which is used.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -24,9 +26,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 import platformdirs
+from build_target import Cuda, Target, TargetError, choose_targets
+from compile_plan import Work, jobs_for
+from cuda_toolkit import ToolkitError
 from packages import ChecksumError, download
 from progress import CommandError, Step, run_logged
 
@@ -132,31 +138,41 @@ def _unpack(archive: Path, pin: Pin, scratch: Path) -> Path:
     return scratch / prefix
 
 
-def choose_backend(wish: str) -> str:
-    """``auto`` becomes CUDA where nvcc and a driver are found, Metal on macOS, else CPU."""
-    if wish != "auto":
-        return wish
-    if platform.system() == "Darwin":
-        return "metal"
-    if shutil.which("nvcc") and _output_of("nvidia-smi", "-L"):
-        return "cuda"
-    return "cpu"
-
-
-def cmake_options(backend: str, source: Source) -> list[str]:
-    """What both kinds of build share. Options that name the backend are given on or off, never left to chance."""
-    on = {True: "ON", False: "OFF"}
+def _rpath() -> str:
     origin = "@loader_path" if platform.system() == "Darwin" else "$ORIGIN"
+    return f"{origin};{origin}/.."
+
+
+def ccache() -> str:
+    """Where ccache is, which compilers run through; empty where it is not there, or stands before them already."""
+    found = shutil.which("ccache") or ""
+    return "" if any("ccache" in part for part in _compiler()) else found
+
+
+def launcher_options(launcher: str) -> list[str]:
+    """CMake's options for it; given also if there is none, as CMake remembers the last."""
+    languages = [f"-DCMAKE_{language}_COMPILER_LAUNCHER={launcher}" for language in ("C", "CXX", "CUDA")]
+    return [*languages, "-DGGML_CCACHE=OFF"]
+
+
+def cmake_options(target: Target, source: Source) -> list[str]:
+    """What a build is known by. Options that name the backend are given on or off, never left to chance."""
+    on = {True: "ON", False: "OFF"}
+    cuda = [
+        f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(target.architectures)}",
+        # For splitting single tensors over GPUs, which nrvna does not do: taken if it is there, else.
+        "-DGGML_CUDA_NCCL=OFF",
+    ]
     return [
         "-DCMAKE_BUILD_TYPE=Release",
         "-DBUILD_SHARED_LIBS=ON",
-        f"-DCMAKE_INSTALL_RPATH={origin};{origin}/..",
+        f"-DCMAKE_INSTALL_RPATH={_rpath()}",
         "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
         "-DGGML_NATIVE=ON",
         # Tiled products: much faster where many rows meet. nrvna/llama/kernels stands in for some of them.
         "-DGGML_LLAMAFILE=ON",
-        f"-DGGML_CUDA={on[backend == 'cuda']}",
-        f"-DGGML_METAL={on[backend == 'metal']}",
+        f"-DGGML_CUDA={on[target.backend == 'cuda']}",
+        f"-DGGML_METAL={on[target.backend == 'metal']}",
         f"-DLLAMA_BUILD_COMMIT={source.commit[:9]}",
         "-DLLAMA_BUILD_NUMBER=0",
         "-DLLAMA_BUILD_TESTS=OFF",
@@ -164,17 +180,22 @@ def cmake_options(backend: str, source: Source) -> list[str]:
         "-DLLAMA_BUILD_APP=OFF",
         "-DLLAMA_USE_PREBUILT_UI=OFF",
         "-DLLAMA_OPENSSL=OFF",
+        *(cuda if target.backend == "cuda" else []),
     ]
 
 
 class Builder:
-    """One source and backend: object files in a cache folder, the finished build in its own."""
+    """One source and target: object files in a cache folder, the finished build in its own.
 
-    def __init__(self, source: Source, backend: str, root: Path, jobs: int) -> None:
-        name = f"{source.label}-{backend}"
+    ``jobs`` files are compiled at a time, or what suits the machine.
+    """
+
+    def __init__(self, source: Source, target: Target, root: Path, jobs: int | None) -> None:
+        name = f"{source.label}-{target.label}"
         self._source = source
-        self._backend = backend
-        self._jobs = jobs
+        self._for = target
+        self._jobs = jobs_for(target.backend, jobs)
+        self._launcher = ccache()
         self._objects = cache_root() / f"objects-{name}-{cpu_fingerprint()}"
         self._target = root / name
         self._log = self._objects / "build.log"
@@ -182,6 +203,10 @@ class Builder:
     @property
     def target(self) -> Path:
         return self._target
+
+    @cached_property
+    def _cuda(self) -> Cuda | None:
+        return Cuda.find(self._for) if self._for.backend == "cuda" else None
 
     def forget(self) -> None:
         """Drop the finished build and its object files."""
@@ -191,7 +216,7 @@ class Builder:
     def finished(self) -> Build | None:
         """The library's finished build for this processor and with these options, if there is one."""
         build = Build.read(self._target)
-        options = tuple(cmake_options(self._backend, self._source))
+        options = tuple(cmake_options(self._for, self._source))
         return build if build and build.cpu == cpu_fingerprint() and build.options == options else None
 
     def build_library(self) -> Build:
@@ -209,11 +234,14 @@ class Builder:
         build = Build(
             directory=staging,
             commit=self._source.commit,
-            backend=self._backend,
+            backend=self._for.backend,
             cpu=cpu_fingerprint(),
             built=datetime.now(UTC).isoformat(timespec="seconds"),
             compiler=_output_of(*_compiler(), "--version").partition("\n")[0],
-            options=tuple(cmake_options(self._backend, self._source)),
+            options=tuple(cmake_options(self._for, self._source)),
+            toolkit=self._cuda.toolkit.version if self._cuda else "",
+            architectures=self._cuda.architectures if self._cuda else (),
+            launcher=self._launcher,
         )
         build.write()
         shutil.rmtree(self._target, ignore_errors=True)
@@ -271,28 +299,49 @@ class Builder:
     def peers(self) -> Path:
         return self._target / "bin"
 
-    def _compile(self, targets: list[str], *, peers: bool) -> None:
+    def configure(self, *, peers: bool) -> None:
+        """Let CMake make ready what compiles the library, or the programs too."""
         on = "ON" if peers else "OFF"
-        what = "llama.cpp's programs" if peers else "llama.cpp"
-        tree = self._source.tree()
-        with Step(f"configuring {what} for {self._backend}") as step:
+        # What CUDA lacks is said before the source is fetched.
+        cuda, tree = self._cuda, self._source.tree()
+        with Step(f"configuring {_what(peers)} for {self._for.label}") as step:
             configure = [_tool("cmake"), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"]
             parts = [f"-DLLAMA_BUILD_{part}={on}" for part in ("COMMON", "TOOLS", "SERVER")]
-            options = [*cmake_options(self._backend, self._source), *parts]
+            options = [*cmake_options(self._for, self._source), *parts, *launcher_options(self._launcher)]
+            if cuda:
+                # Of an option that is given twice the last counts.
+                options += cuda.options(self._objects / "toolkit", tree, _rpath())
             run_logged(
                 [*configure, "-S", str(tree), "-B", str(self._objects), *options],
                 self._log,
                 step,
             )
-        with Step(f"compiling {what} for {self._backend}, {self._jobs} jobs") as step:
-            command = [_tool("cmake"), "--build", str(self._objects), "--parallel", str(self._jobs)]
+
+    def work(self, targets: list[str]) -> Work:
+        """What is still to be compiled, once it is configured."""
+        dry_run = _output_of(_tool("ninja"), "-C", str(self._objects), "-n", *targets)
+        return Work.read(dry_run, len(self._cuda.architectures) if self._cuda else 0)
+
+    def _compile(self, targets: list[str], *, peers: bool) -> None:
+        if self._launcher:
+            print(f"the compilers run through {self._launcher}", file=sys.stderr)
+        self.configure(peers=peers)
+        if announcement := self.work(targets).announcement(self._jobs, "ccache" if self._launcher else ""):
+            print(announcement, file=sys.stderr)
+        with Step(f"compiling {_what(peers)} for {self._for.label}, {self._jobs} jobs") as step:
+            # Without cmake between them: ninja ends its compilers and drops what they left half-written.
+            command = [_tool("ninja"), "-C", str(self._objects), "-j", str(self._jobs)]
             run_logged(
-                [*command, "--target", *targets],
+                [*command, *targets],
                 self._log,
                 step,
                 _ninja_progress,
                 env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
             )
+
+
+def _what(peers: bool) -> str:
+    return "llama.cpp's programs" if peers else "llama.cpp"
 
 
 def compile_kernels(tree: Path, libraries: Path, target: Path, *more: str) -> None:
@@ -403,12 +452,12 @@ def _only_one(root: Path) -> Iterator[None]:
         yield
 
 
-def build(options: argparse.Namespace) -> Path:
-    """Build what is missing and return the finished build's folder."""
+def build(options: argparse.Namespace, target: Target) -> Path:
+    """Build what is missing and return the finished build's folder. Builds for other targets stay as they are."""
     with _only_one(cache_root()):
         source: Source = OwnSource(options.source) if options.source else PinnedSource(Pin.read())
         root = options.target or llama_dir() or builds_root()
-        builder = Builder(source, options.backend, root, options.jobs)
+        builder = Builder(source, target, root, options.jobs)
         if options.force:
             builder.forget()
         # The user's own tree may have changed since: ninja knows.
@@ -431,24 +480,42 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--backend",
-        choices=("auto", "cpu", "cuda", "metal"),
         default="auto",
-        help="auto: CUDA where nvcc and a driver are found, Metal on macOS, else CPU",
+        metavar="NAME",
+        help="cpu, cuda, metal, or several as in cpu,cuda; auto: CUDA where nvcc and a GPU are found, Metal on "
+        "macOS, else CPU",
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="files compiled at a time")
+    parser.add_argument(
+        "--cuda-arch",
+        metavar="LIST",
+        help="GPUs to build for, by architecture as CMake names them: 80,90, or all-major, all, native (default: "
+        "those in this machine)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_count,
+        metavar="N",
+        help="files compiled at a time (default: one a core, for CUDA as many as memory allows)",
+    )
     parser.add_argument("--target", type=Path, metavar="DIR", help="folder of builds (default: NRVNA_LLAMA_DIR)")
     parser.add_argument("--force", action="store_true", help="build again what is there already")
     parser.add_argument("--peers", action="store_true", help=f"also build {', '.join(PEERS)} (12 more minutes)")
     options = parser.parse_args(argv)
     started = time.monotonic()
-    options.backend = choose_backend(options.backend)
-    hint = "" if options.backend == "cpu" else "; --backend cpu builds without the GPU's tools"
+    target, directories = None, []
     try:
-        directory = build(options)
+        for target in choose_targets(options.backend, options.cuda_arch):
+            directories.append(build(options, target))
     except CommandError as error:
+        is_for_cpu = target is None or target.backend == "cpu"
+        hint = "" if is_for_cpu else "; --backend cpu builds without the GPU's tools"
         print(f"{error.tail}\nbuild_llama: {error}; all of its output is in {error.log}{hint}", file=sys.stderr)
         return 1
-    except (BuildError, ChecksumError, OSError) as error:
+    except ToolkitError as error:
+        hint = "; --backend cpu builds for the processor alone" if options.backend == "auto" else ""
+        print(f"build_llama: {error}{hint}", file=sys.stderr)
+        return 1
+    except (BuildError, TargetError, ChecksumError, OSError) as error:
         print(f"build_llama: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -458,9 +525,16 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 130
     print(f"llama.cpp is ready ({time.monotonic() - started:.0f} s)", file=sys.stderr)
-    print(directory)
+    print(*directories, sep="\n")
     return 0
 
 
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of files: give 1 or more")
+    return int(text)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ def run_logged(
 ) -> None:
     """Run a command with all its output in ``log``; ``describe`` turns a line of it into what the step shows.
 
-    Raises CommandError if it fails. Ctrl-C ends the command too, as it is in the same process group.
+    Raises CommandError if it fails. What ends the waiting, such as Ctrl-C, ends the command too and goes on its way.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     last_lines: list[str] = []
@@ -85,10 +86,16 @@ def run_logged(
     ):
         assert process.stdout is not None
         file.write(f"$ {' '.join(command)}\n")
-        for line in process.stdout:
-            file.write(line)
-            last_lines = [*last_lines[-24:], line]
-            if detail := describe(line):
-                step.show(detail)
+        try:
+            for line in process.stdout:
+                file.write(line)
+                last_lines = [*last_lines[-24:], line]
+                if detail := describe(line):
+                    step.show(detail)
+        except BaseException:
+            # A terminal's Ctrl-C reached it already; a signal to this process alone did not.
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
     if process.returncode:
         raise CommandError(command, process.returncode, "".join(last_lines), log)

@@ -177,12 +177,16 @@ class Sandbox:
 
     def jobs(self) -> Iterator[tuple[Workspace, Job]]:
         """Every job of every workspace below the home."""
+        for workspace in self._workspaces():
+            for job in workspace.jobs():
+                yield workspace, job
+
+    def _workspaces(self) -> Iterator[Workspace]:
         for folder in self.home.rglob(".nrvna"):
             workspace = Workspace(str(folder.parent))
             with suppress(WorkspaceError):
                 workspace.check()
-                for job in workspace.jobs():
-                    yield workspace, job
+                yield workspace
 
     # The job that a page means by ID: the newest that can be asked what the command asks.
 
@@ -273,3 +277,7 @@ class Sandbox:
         with suppress(ProcessLookupError):
             os.killpg(self._shell.pid, signal.SIGKILL)
         self._shell.wait()
+        # Those that were told to go on by themselves are not.
+        for workspace in self._workspaces():
+            for peer in workspace.peers():
+                os.kill(peer.pid, signal.SIGKILL)

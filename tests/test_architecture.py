@@ -188,7 +188,7 @@ def test_only_the_runner_touches_the_model_of_the_engine() -> None:
     users = {path.name for path in (PACKAGE / "engine").glob("*.py") if "nrvna.llama" in imports_of(path)}
     # prompt.py and renderer.py tokenise, chain.py says what a sampler is made of, check.py looks at a model without
     # running it, fitting.py how much of it fits, two try it out before it serves, embedder.py and encoder.py run it
-    # for jobs that want no text, devices.py looks for GPUs before there is a model.
+    # for jobs that want no text, devices.py looks for GPUs before there is a model, and asks where its weights went.
     assert users == {
         "runner.py",
         "prompt.py",

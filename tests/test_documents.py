@@ -21,6 +21,9 @@ EXPLAINED = {
     "pip install huggingface_hub": "the network",
     "hf download Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF "
     "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf --local-dir ~/models": "the network, for a gigabyte",
+    "python scripts/build_llama.py --backend cuda": "a GPU and an hour; tests/scripts try its parts",
+    "python scripts/build_llama.py --backend cuda --cuda-arch 80,90": "the CUDA toolkit and hours; so do they",
+    "python scripts/build_llama.py --backend metal": "a Mac",
 }
 # Parts of commands whose jobs the small model cannot answer, and why.
 UNANSWERED = {"--rerank": "it wants a model made for that"}

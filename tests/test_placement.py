@@ -56,10 +56,10 @@ def test_what_names_no_gpus_is_refused(text: str) -> None:
         from_environment({"gpus": text}, {})
 
 
-@pytest.mark.parametrize("environ", [{"NRVNA_REPLICAS": "2"}, {"NRVNA_GPU_LAYERS": "0"}])
+@pytest.mark.parametrize("environ", [{"NRVNA_REPLICAS": "2"}, {"NRVNA_GPU_LAYERS": "0"}, {"NRVNA_BACKEND": "cpu"}])
 def test_settings_that_contradict_gpus_are_refused_by_name(environ: dict[str, str]) -> None:
-    [name] = environ
-    with pytest.raises(SettingError, match=rf"^NRVNA_GPUS is 0,1\b.* {name} is \d"):
+    [(name, value)] = environ.items()
+    with pytest.raises(SettingError, match=rf"^NRVNA_GPUS is 0,1\b.* {name} is {value}\b"):
         from_environment({}, {"NRVNA_GPUS": "0,1", **environ})
 
 

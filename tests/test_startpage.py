@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nrvna.config import Config, Sampling
-from nrvna.engine.protocol import Ready
+from nrvna.engine.protocol import Ready, Share
 from nrvna.startpage import start_page
 from nrvna.workspace import Peer
 
@@ -29,6 +30,31 @@ def test_it_says_what_runs_where_with_which_settings_and_how_to_use_it() -> None
         "settings": "the defaults",
         "use it": "`wrk /home/me/work PROMPT` queues, `flw /home/me/work` shows, Ctrl-C stops",
     }
+
+
+# Made by hand: no machine with GPUs wrote these figures.
+OFFLOADED = replace(
+    ABOUT,
+    layers=29,
+    offloaded=29,
+    shares=(
+        Share("CUDA0", 3_800 * 2**20, 70_100 * 2**20, 81_559 * 2**20),
+        Share("CUDA1", 0, 81_000 * 2**20, 81_559 * 2**20),
+        Share("CPU", 125 * 2**20),
+    ),
+)
+
+
+def test_it_says_how_much_of_the_model_is_on_which_gpu_and_what_is_left() -> None:
+    found = page(OFFLOADED)
+    assert list(found)[1:3] == ["runs on", "offloaded"]
+    assert found["offloaded"] == (
+        "29 of 29 layers; CUDA0 3800 MiB of weights, 70100 of 81559 MiB free; CPU 125 MiB of weights"
+    )
+
+
+def test_where_no_layer_is_on_a_gpu_it_says_nothing_of_them() -> None:
+    assert "offloaded" not in page(replace(ABOUT, layers=29))
 
 
 @pytest.mark.parametrize(("queued", "words"), [(0, "no job waits"), (1, "1 job waits"), (2, "2 jobs wait")])

@@ -15,7 +15,7 @@ from typing import Any
 from nrvna import logs
 from nrvna.config import LOG_LEVELS, Config, Sampling
 from nrvna.engine.check import check_model
-from nrvna.engine.devices import list_devices, require_gpus
+from nrvna.engine.devices import explain, list_devices, open_library, require_gpus
 from nrvna.engine.encoder import Encoder
 from nrvna.engine.engine import Engine, Event
 from nrvna.engine.machine import take_share
@@ -103,6 +103,7 @@ def _open_engines(
     def tell(tried: Limits) -> None:
         channel.send({"tries": tried.to_dict()})
 
+    explain(open_library(config), config)
     try:
         runner = Runner(path, config, report, limits=limits, on_try=tell)
     except EncoderError:

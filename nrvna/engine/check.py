@@ -6,12 +6,12 @@ from pathlib import Path
 
 from nrvna.config import Config
 from nrvna.engine.chain import recommendation
-from nrvna.engine.devices import require_gpus
+from nrvna.engine.devices import open_library, require_gpus
 from nrvna.engine.machine import available_memory
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.shape import MEMORY_SHARE, choose_shape
 from nrvna.errors import NrvnaError, TemplateError
-from nrvna.llama import Model, load_library
+from nrvna.llama import Library, Model
 
 _TEMPLATES = {
     "model": "yes, the model's own",
@@ -26,14 +26,14 @@ _OVERHEAD_BYTES = 300_000_000
 def check_model(path: Path, config: Config) -> int:
     """Print what there is to know and a verdict. Returns 0 if the model will work, 1 if not."""
     try:
-        load_library(Path(config.llama_dir) if config.llama_dir else None)
+        library = open_library(config)
         require_gpus(config)
         model = Model(path, vocab_only=True)
     except NrvnaError as error:
         print(f"verdict       will not work: {error}")
         return 1
     try:
-        rows, problem = _judge(model, path, config)
+        rows, problem = _judge(library, model, path, config)
     except TemplateError as error:
         print(f"verdict       will not work: {error}")
         return 1
@@ -42,9 +42,8 @@ def check_model(path: Path, config: Config) -> int:
     return 1 if problem else 0
 
 
-def _judge(model: Model, path: Path, config: Config) -> tuple[dict[str, str], str | None]:
+def _judge(library: Library, model: Model, path: Path, config: Config) -> tuple[dict[str, str], str | None]:
     """What there is to say, by name, and why it will not work, if so."""
-    library = load_library()
     with model:
         weights = path.stat().st_size
         gpus = [device for device in library.devices() if device.is_gpu] if config.gpu_layers else []
@@ -60,7 +59,7 @@ def _judge(model: Model, path: Path, config: Config) -> tuple[dict[str, str], st
             "quantization": model.quantization,
             "context": f"{model.n_ctx_train} tokens trained, {shape.context} for each job here",
             **(_prompts(model, config) if model.is_generative else _vectors(model)),
-            "runs on": ", ".join(gpu.description for gpu in gpus) or f"CPU, {shape.threads} threads",
+            "runs on": ", ".join(gpu.description for gpu in gpus) or _on_cpu(library, shape.threads),
             "memory": f"about {_size(needed)} needed for {shape.parallel} jobs at a time, {_size(there)} free",
         }
         problem = None
@@ -71,6 +70,11 @@ def _judge(model: Model, path: Path, config: Config) -> tuple[dict[str, str], st
             works = "will work for ranking alone: queue with `wrk --rerank FILE`"
         rows["verdict"] = f"will not work: {problem}" if problem else works
     return rows, problem
+
+
+def _on_cpu(library: Library, threads: int) -> str:
+    why = f"; {library.passed_over}" if library.is_loss else ""
+    return f"CPU, {threads} threads{why}"
 
 
 def _prompts(model: Model, config: Config) -> dict[str, str]:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nrvna.config import Config
+from nrvna.engine.devices import device_of, open_library, shares, uses_gpu
 from nrvna.engine.embedder import Embedder
 from nrvna.engine.machine import physical_cores
 from nrvna.engine.protocol import Ready
-from nrvna.engine.runner import device_of, has_gpu
 from nrvna.engine.vectors import AT_ONCE
 from nrvna.errors import ModelMemoryError
-from nrvna.llama import Model, load_library
+from nrvna.llama import Model
 
 log = logging.getLogger("nrvna.engine")
 
@@ -22,10 +22,10 @@ class Encoder:
     """Raises what Model raises. ``progress`` is called with 0.0 to 1.0 while the weights are read."""
 
     def __init__(self, path: Path, config: Config, progress: Callable[[float], None] | None = None) -> None:
-        library = load_library(Path(config.llama_dir) if config.llama_dir else None)
+        library = open_library(config)
         self._library = library
         self.build = library.build
-        wish = config.gpu_layers if has_gpu(library) else 0
+        wish = config.gpu_layers if uses_gpu(library, config) else 0
         try:
             self.model = Model(path, gpu_layers=wish, progress=progress)
         except ModelMemoryError as error:
@@ -43,13 +43,16 @@ class Encoder:
         return Embedder(self.model, threads=self._threads, context=config.ctx, reproducible=bool(config.reproducible))
 
     def ready(self) -> Ready:
-        model = self.model
+        model, on_gpu = self.model, self._on_gpu
         return Ready(
             description=f"{model.metadata.get('general.name', model.path.stem)}, {model.quantization}, for vectors",
-            backend=self.build.backend,
+            backend=self.build.backend if on_gpu else "cpu",
             parallel=self._config.parallel or AT_ONCE,
             context=self._config.ctx or model.n_ctx_train,
             threads=self._threads,
-            device=device_of(self._library, on_gpu=self._on_gpu),
+            device=device_of(self._library, on_gpu=on_gpu),
             writes=False,
+            layers=model.placement.layers,
+            offloaded=model.placement.offloaded,
+            shares=shares(self._library, model),
         )

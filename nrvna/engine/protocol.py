@@ -48,10 +48,21 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Share:
+    """What a device holds of a model, in bytes: of a GPU with the memory it has left and in all, 0 for the host."""
+
+    name: str
+    weights: int
+    free: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
 class Ready:
     """What an engine says of itself when it is ready.
 
-    ``device`` is what computes, as its makers call it. A model that ``writes`` does not only make vectors.
+    ``device`` is what computes, as its makers call it. A model that ``writes`` does not only make vectors. Where a
+    GPU computes, ``offloaded`` of ``layers`` are on it, and ``shares`` say what lies where; also as JSON has them.
     """
 
     description: str
@@ -61,6 +72,13 @@ class Ready:
     threads: int
     device: str = ""
     writes: bool = True
+    layers: int = 0
+    offloaded: int = 0
+    shares: tuple[Share, ...] = ()
+
+    def __post_init__(self) -> None:
+        made = (share if isinstance(share, Share) else Share(**share) for share in self.shares)
+        object.__setattr__(self, "shares", tuple(made))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nrvna.config import Config, Sampling
 from nrvna.engine.chain import is_replayable, links_for, recommendation
+from nrvna.engine.devices import device_of, open_library, shares, uses_gpu
 from nrvna.engine.embedder import Embedder
 from nrvna.engine.fitting import Fit
 from nrvna.engine.layout import (
@@ -49,7 +50,7 @@ from nrvna.errors import (
 )
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.limits import Limits
-from nrvna.llama import Adapter, Batch, Context, Grammar, Library, Model, Sampler, load_library
+from nrvna.llama import Adapter, Batch, Context, Grammar, Model, Sampler
 from nrvna.llama.grammar import Matcher
 
 log = logging.getLogger("nrvna.engine")
@@ -92,13 +93,13 @@ class Runner:
         limits: Limits = _NO_LIMITS,
         on_try: Callable[[Limits], None] = _pass_over,
     ) -> None:
-        library = load_library(Path(config.llama_dir) if config.llama_dir else None)
+        library = open_library(config)
         self.build = library.build
         self._library = library
         log.debug("llama.cpp %s for %s: %s", self.build.commit[:12], self.build.backend, library.system_info)
         self._limits = limits
         self._on_try = on_try
-        may_use_gpu = has_gpu(library) and min(config.gpu_layers, limits.layers) > 0
+        may_use_gpu = uses_gpu(library, config) and limits.layers > 0
         self.findings: Findings | None = None
         self._config = config
         self._progress = progress
@@ -142,6 +143,7 @@ class Runner:
         adapters = {name: [*file_facts(adapter.path)] for name, adapter in self.adapters.items()}
         config = self._config
         origin: dict[str, Any] = {"llama": made, "kv": config.kv_type, "adapters": adapters}
+        origin["on_gpu"] = self.on_gpu
         origin["reproducible"] = bool(config.reproducible)
         if config.reproducible:
             # These change the last bits alone, of which nothing else is promised.
@@ -350,11 +352,14 @@ class Runner:
         model, shape = self.model, self.shape
         return Ready(
             description=f"{model.metadata.get('general.name', model.path.stem)}, {model.quantization}",
-            backend=self.build.backend,
+            backend=self.build.backend if self.on_gpu else "cpu",
             parallel=shape.parallel,
             context=shape.context,
             threads=shape.threads,
             device=device_of(self._library, on_gpu=self.on_gpu),
+            layers=model.placement.layers,
+            offloaded=model.placement.offloaded,
+            shares=shares(self._library, model),
         )
 
     # Sequences.
@@ -495,15 +500,6 @@ def file_facts(path: Path) -> tuple[int, int]:
     """Size and time of modification, by which a file is known that is not read for that."""
     about = path.stat()
     return about.st_size, about.st_mtime_ns
-
-
-def has_gpu(library: Library) -> bool:
-    return any(device.is_gpu for device in library.devices())
-
-
-def device_of(library: Library, *, on_gpu: bool) -> str:
-    """What computes, by the names that its makers gave it."""
-    return " and ".join(device.description for device in library.devices() if device.is_gpu == on_gpu)
 
 
 def _room(shape: Shape) -> str:

@@ -119,6 +119,7 @@ struct llama_sampler_chain_params llama_sampler_chain_default_params(void);
 enum ggml_backend_dev_type {
     GGML_BACKEND_DEVICE_TYPE_CPU,
     GGML_BACKEND_DEVICE_TYPE_GPU,
+    GGML_BACKEND_DEVICE_TYPE_IGPU,
     ...
 };
 typedef struct ggml_backend_device * ggml_backend_dev_t;

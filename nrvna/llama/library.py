@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from nrvna.errors import LibraryError
-from nrvna.llama.location import BUILD_COMMAND, KERNELS, Build, find_build, module_name
+from nrvna.llama.location import BUILD_COMMAND, GPU_BACKENDS, KERNELS, Build, Choice, choose_build, module_name
 
 log = logging.getLogger("nrvna.llama")
 
@@ -26,7 +26,7 @@ _ASKED_FOR = ("model default pooling_type is",)
 
 @dataclass(frozen=True)
 class Device:
-    """Something that computes, with its memory in bytes."""
+    """Something that computes, with its memory in bytes. A GPU may share the machine's."""
 
     name: str
     description: str
@@ -36,10 +36,15 @@ class Device:
 
 
 class Library:
-    """llama.cpp as loaded into this process, once, with nrvna's own kernels where the platform lets them in."""
+    """llama.cpp as loaded into this process, once, with nrvna's own kernels where the platform lets them in.
 
-    def __init__(self, build: Build) -> None:
-        self.build = build
+    ``passed_over`` says why it is not a GPU's, where one would have been preferred, and ``is_loss`` whether there is
+    a GPU or a build for one all the same.
+    """
+
+    def __init__(self, choice: Choice) -> None:
+        build = choice.build
+        self.build, self.passed_over, self.is_loss = choice
         kernels = build.directory / KERNELS
         # Global and first, so that the linker finds them before ggml's own functions of these names.
         self._kernels = ctypes.CDLL(str(kernels), mode=ctypes.RTLD_GLOBAL) if kernels.exists() else None
@@ -83,13 +88,14 @@ class Library:
     def devices(self) -> list[Device]:
         """What ggml can compute on: GPUs, and the CPU."""
         lib = self.lib
+        gpus = (lib.GGML_BACKEND_DEVICE_TYPE_GPU, lib.GGML_BACKEND_DEVICE_TYPE_IGPU)
         found = []
         for index in range(lib.ggml_backend_dev_count()):
             device = lib.ggml_backend_dev_get(index)
             free, total = self.ffi.new("size_t *"), self.ffi.new("size_t *")
             lib.ggml_backend_dev_memory(device, free, total)
             name, description = lib.ggml_backend_dev_name(device), lib.ggml_backend_dev_description(device)
-            is_gpu = lib.ggml_backend_dev_type(device) == lib.GGML_BACKEND_DEVICE_TYPE_GPU
+            is_gpu = lib.ggml_backend_dev_type(device) in gpus
             found.append(Device(self.string(name), self.string(description), is_gpu, int(free[0]), int(total[0])))
         return found
 
@@ -103,6 +109,16 @@ class Library:
         finally:
             self._logger.listeners.remove(lines)
 
+    @contextmanager
+    def remarks(self) -> Iterator[list[str]]:
+        """The lines that llama.cpp logs as information meanwhile, whether they are shown or not."""
+        lines: list[str] = []
+        self._logger.readers.append(lines)
+        try:
+            yield lines
+        finally:
+            self._logger.readers.remove(lines)
+
     def _on_progress(self, fraction: float, handle: Any) -> bool:
         report: Callable[[float], bool] = self.ffi.from_handle(handle)
         return report(fraction)
@@ -112,7 +128,9 @@ class _Logger:
     """Feeds llama.cpp's log to the logger ``nrvna.llama``, whole lines at a time."""
 
     def __init__(self, ffi: Any, lib: Any) -> None:
+        # Of errors, and of information.
         self.listeners: list[list[str]] = []
+        self.readers: list[list[str]] = []
         self._ffi = ffi
         self._continued = lib.GGML_LOG_LEVEL_CONT
         self._levels = {
@@ -128,11 +146,14 @@ class _Logger:
     def _on_log(self, level: int, text: Any, _: Any) -> None:
         if level != self._continued:
             self._level = self._levels.get(level, logging.DEBUG)
-        if not self.listeners and not log.isEnabledFor(self._level):
+        if not self.listeners and not self.readers and not log.isEnabledFor(self._level):
             return
         self._line += self._ffi.string(text).decode("utf-8", "replace")
         *lines, self._line = self._line.split("\n")
         for line in filter(str.strip, lines):
+            if self._level == logging.INFO:
+                for reader in self.readers:
+                    reader.append(line)
             if self._level == logging.ERROR and self.listeners:
                 # It becomes the exception's reason, which the user reads once.
                 self.listeners[-1].append(line.strip())
@@ -145,21 +166,34 @@ class _Logger:
 _loaded: Library | None = None
 
 
-def load_library(root: Path | None = None) -> Library:
+def load_library(root: Path | None = None, backend: str = "auto") -> Library:
     """Load llama.cpp, or return what is loaded already; a process holds one build.
 
-    ``root`` is a folder of builds or one build's own folder; None means the user's data folder.
+    ``root`` is a folder of builds or one build's own folder; None means the user's data folder. ``backend`` is "cpu",
+    "cuda", "metal", or "auto" for a GPU's where that GPU is there, else the CPU's.
 
-    Raises LibraryError if it was never built, was built for another machine, or does not load.
+    Raises LibraryError if it was never built, was built for another machine, does not load, or if the backend that
+    was asked for cannot be used here.
     """
     global _loaded
-    if _loaded is None or (root is not None and find_build(root) != _loaded.build):
-        if _loaded is not None:
-            raise LibraryError(
-                f"llama.cpp is loaded already from {_loaded.build.directory}; a process holds one build"
-            )
-        _loaded = Library(find_build(root))
+    if _loaded is None:
+        library = Library(choose_build(root, backend))
+        if library.build.backend in GPU_BACKENDS and not library.passed_over:
+            _expect_gpu(library, backend)
+        _loaded = library
+    elif (root is not None or backend != "auto") and choose_build(root, backend).build != _loaded.build:
+        raise LibraryError(f"llama.cpp is loaded already from {_loaded.build.directory}; a process holds one build")
     return _loaded
+
+
+def _expect_gpu(library: Library, backend: str) -> None:
+    """What the driver promised must be there once all is loaded. Raises LibraryError if it is not, but asked for."""
+    if any(device.is_gpu for device in library.devices()):
+        return
+    library.passed_over = f"the {library.build.backend} build in {library.build.directory} finds no GPU"
+    library.is_loss = True
+    if backend in GPU_BACKENDS:
+        raise LibraryError(f"{backend} was asked for, but cannot be used: {library.passed_over}")
 
 
 def _import(build: Build) -> ModuleType:

@@ -24,6 +24,7 @@ from nrvna.errors import (
 from nrvna.llama.gguf import MAGIC
 from nrvna.llama.handle import Handle
 from nrvna.llama.library import load_library
+from nrvna.llama.placement import read_placement
 from nrvna.llama.stack import call_on_stack
 
 # How a model says that vectors of tokens become one of the whole input; the numbers of the file.
@@ -61,6 +62,7 @@ class Model(Handle):
     ``gpu_layers`` is the number of layers to put on a GPU, where there is one. ``vocab_only`` loads no weights:
     enough to tokenise and to read the metadata. ``repack`` False leaves the weights in the file's order, without the
     faster orders that ggml knows for some formats. ``progress`` is called with 0.0 to 1.0 and may raise to stop.
+    ``placement`` is where the weights went.
 
     Raises ModelNotFoundError, ModelFormatError, ModelTruncatedError, ModelMemoryError or another ModelLoadError, each
     naming the file, and LibraryError if llama.cpp was never built.
@@ -86,7 +88,7 @@ class Model(Handle):
         handle = library.ffi.new_handle(reporter)
         params.progress_callback = library.lib.nrvna_on_progress
         params.progress_callback_user_data = handle
-        with library.complaints() as complaints:
+        with library.complaints() as complaints, library.remarks() as remarks:
             pointer = library.lib.llama_model_load_from_file(os.fsencode(self.path), params)
         if reporter.error is not None:
             raise reporter.error
@@ -94,6 +96,7 @@ class Model(Handle):
             raise _load_error(self.path, complaints)
         super().__init__(library, pointer, library.lib.llama_model_free)
         self.is_vocab_only = vocab_only
+        self.placement = read_placement(remarks)
         # What must be freed before the weights are.
         self.dependents: WeakSet[Handle] = WeakSet()
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrvna.engine.protocol import Unpacker, pack
+from nrvna.engine.protocol import Ready, Share, Unpacker, pack
 
 # Surrogates too: a folder's name need not be UTF-8.
 TEXT = st.text(st.characters())
@@ -37,3 +37,9 @@ def test_a_message_is_one_line_of_ascii(messages: list[dict[str, object]]) -> No
 def test_a_line_that_is_no_object_is_an_error(line: bytes) -> None:
     with pytest.raises(ValueError):
         Unpacker().feed(line)
+
+
+def test_what_an_engine_says_of_its_devices_survives_the_pipe() -> None:
+    ready = Ready("Tiny", "cuda", 4, 512, 2, layers=3, offloaded=2, shares=(Share("CUDA0", 1, 2, 3), Share("CPU", 4)))
+    [message] = Unpacker().feed(pack({"ready": ready.to_dict()}))
+    assert Ready(**message["ready"]) == ready

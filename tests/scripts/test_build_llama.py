@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -10,7 +13,11 @@ from pathlib import Path
 
 import build_llama
 import pytest
+from build_target import Cuda, Target
+from cuda_toolkit import ToolkitError, find_nvcc
+from nvidia_tools import fake_nvcc, fake_nvidia_smi
 from packages import ChecksumError, check_sha256, sha256_of
+from processes import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +52,17 @@ def test_progress_shows_which_of_how_many_files(line: str, shown: str | None) ->
     assert build_llama._ninja_progress(line) == shown
 
 
+@pytest.fixture
+def fresh_cache(tmp_path: Path) -> dict[str, str]:
+    """An environment whose cache holds llama.cpp's source and nothing that was compiled."""
+    tree = build_llama.PinnedSource(build_llama.Pin.read()).tree()
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    folder = Path(tmp_path, "cache", "nrvna", "llama")
+    folder.mkdir(parents=True)
+    (folder / tree.name).symlink_to(tree)
+    return environment
+
+
 def run(*options: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "scripts" / "build_llama.py"), *options]
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
@@ -72,3 +90,113 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(tmp_path: Path, co
     assert done.returncode == 1
     assert done.stderr.startswith("build_llama: no C++ compiler: install one")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_architecture_without_cuda_is_said_in_one_line(tmp_path: Path) -> None:
+    done = run("--backend", "cpu", "--cuda-arch", "90", env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
+    assert done.returncode == 1
+    assert done.stderr == "build_llama: --cuda-arch 90 is for --backend cuda, not for cpu\n"
+
+
+def test_a_toolkit_that_lacks_something_is_no_reason_to_go_without_a_build(tmp_path: Path) -> None:
+    nvcc = fake_nvcc(tmp_path / "cuda", complaint="fatal error: cublas_v2.h: No such file or directory")
+    fake_nvidia_smi(tmp_path, "9.0")
+    env = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin", "CUDACXX": str(nvcc)}
+    done = run(env=env)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("build_llama: cuBLAS is missing, ")
+    assert done.stderr.endswith("; --backend cpu builds for the processor alone\n")
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "many", "1.5"])
+def test_a_number_of_jobs_that_is_none_is_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        build_llama.main(["--jobs", number])
+    assert f"'{number}' is no number of files: give 1 or more" in capsys.readouterr().err
+
+
+def options(backend: str, *architectures: str) -> list[str]:
+    source = build_llama.PinnedSource(build_llama.Pin.read())
+    return build_llama.cmake_options(Target(backend, architectures), source)
+
+
+def test_what_a_cpu_build_is_known_by_names_no_gpu() -> None:
+    assert {"-DGGML_CUDA=OFF", "-DGGML_METAL=OFF"} <= set(options("cpu"))
+    assert not [option for option in options("cpu") if "ARCHITECTURES" in option]
+    assert "-DGGML_METAL=ON" in options("metal")
+
+
+def test_a_build_for_other_gpus_is_another_build() -> None:
+    assert "-DCMAKE_CUDA_ARCHITECTURES=80;90" in options("cuda", "80", "90")
+    assert options("cuda", "80") != options("cuda", "90")
+
+
+@pytest.mark.parametrize(("compiler", "used"), [("c++", True), ("ccache c++", False), ("/usr/lib/ccache/c++", False)])
+def test_ccache_is_used_where_it_is_there_and_not_at_work_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: str, used: bool
+) -> None:
+    (tmp_path / "ccache").write_text("#!/bin/sh\n")
+    (tmp_path / "ccache").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    assert build_llama.ccache() == (str(tmp_path / "ccache") if used else "")
+
+
+def test_without_ccache_cmake_is_told_to_forget_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_llama.ccache() == ""
+    assert "-DCMAKE_CUDA_COMPILER_LAUNCHER=" in build_llama.launcher_options("")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_build_that_is_stopped_leaves_nothing_half_built_and_no_compiler_running(
+    tmp_path: Path, fresh_cache: dict[str, str], number: signal.Signals
+) -> None:
+    builds = tmp_path / "builds"
+    command = [sys.executable, str(ROOT / "scripts" / "build_llama.py"), "--backend", "cpu", "--jobs", "1"]
+    process = subprocess.Popen(
+        [*command, "--target", str(builds)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=fresh_cache,
+        start_new_session=True,
+    )
+    assert process.stderr
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("compiling"):
+            break
+    cache = tmp_path / "cache" / "nrvna" / "llama"
+    until(lambda: any(cache.glob("objects-*/ggml/**/*.o")), "a first file to be compiled", 60)
+    # To it alone: a terminal would tell the compilers too.
+    process.send_signal(number)
+    said += process.stderr.readlines()
+    assert process.wait(30) == 130, said
+    assert re.search(r"^to compile: \d+ files; 1 at a time; .* minutes at a guess", "".join(said), re.MULTILINE)
+    assert said[-1] == "build_llama: stopped; what was compiled is kept, the next run goes on from there\n"
+    assert not builds.exists()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_cmake_takes_what_it_is_told_of_cuda(
+    tmp_path: Path, fresh_cache: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if platform.system() == "Darwin" or not find_nvcc():
+        pytest.skip("there is no nvcc here")
+    target = Target("cuda", ("90",))
+    try:
+        cuda = Cuda.find(target)
+    except ToolkitError as error:
+        pytest.skip(f"CUDA is not whole here: {error}")
+    monkeypatch.setenv("XDG_CACHE_HOME", fresh_cache["XDG_CACHE_HOME"])
+    builder = build_llama.Builder(build_llama.PinnedSource(build_llama.Pin.read()), target, tmp_path / "builds", 1)
+    builder.configure(peers=False)
+    work = builder.work(["llama"])
+    assert work.cuda > 100 and work.others > 50 and work.architectures == 1
+    [objects] = build_llama.cache_root().glob("objects-*")
+    cache = (objects / "CMakeCache.txt").read_text()
+    assert re.search(r"^CMAKE_CUDA_ARCHITECTURES:\w+=90$", cache, re.MULTILINE)
+    assert re.search(rf"^CMAKE_CUDA_COMPILER:\w+={re.escape(str(cuda.toolkit.nvcc))}$", cache, re.MULTILINE)
+    assert "sm_90" in (objects / "build.ninja").read_text()
