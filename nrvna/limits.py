@@ -5,6 +5,7 @@ Standard library alone: an engine that is still there goes down by itself, one t
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -55,3 +56,16 @@ class Limits:
             return f"{self.layers} layers on the GPU" if self.layers else "the CPU alone"
         jobs = f"{self.parallel} job{'' if self.parallel == 1 else 's'} at a time"
         return f"{jobs}, {self.context} tokens each" + (f", {self.layers} layers on the GPU" if self.layers else "")
+
+
+def kills_for_memory() -> int:
+    """How many processes the kernel has killed since it started, as memory ran out, here or within a control group.
+
+    0 where it does not say.
+    """
+    with suppress(OSError, ValueError), open("/proc/vmstat", encoding="ascii") as facts:
+        for line in facts:
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0

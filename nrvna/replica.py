@@ -15,7 +15,7 @@ from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import Ready
 from nrvna.errors import speaks_of_memory
 from nrvna.lease import Claim
-from nrvna.limits import Limits
+from nrvna.limits import Limits, kills_for_memory
 from nrvna.placement import Place
 
 # A small model is there before this; of a large one it is said how far it is.
@@ -81,6 +81,7 @@ class Replica:
         self._tried: Limits | None = None
         self._limits: Limits | None = None
         self._reads = False
+        self._kills_before = 0
         self._beginnings: dict[int, None] = {}
         self._heard_at = 0.0
         self._restart_at: float | None = None
@@ -92,6 +93,7 @@ class Replica:
         self.has_ended = False
         self.loaded = 0.0
         self.say_loading_at = time.monotonic() + SAY_LOADING_EVERY_S
+        self._kills_before = kills_for_memory()
         place = self.place
         self.engine = EngineProcess(self._path, self._model, place.config, place.share, place.name, self._limits)
 
@@ -233,7 +235,8 @@ class Replica:
         assert self.engine is not None
         engine, self.engine = self.engine, None
         self.ready, self.has_ended = None, False
-        end, smaller = engine.wait(), self._after_want_of_memory(engine.last_words)
+        end = engine.wait()
+        smaller = self._after_want_of_memory(end, engine.last_words)
         if self.is_hung:
             end, self.is_hung, smaller = f"no progress for {self._stall_s} s", False, None
         self.unstarted = []
@@ -246,11 +249,12 @@ class Replica:
             self.restart_later()
         return End(end, engine.last_words, smaller)
 
-    def _after_want_of_memory(self, last_words: str) -> Limits | None:
+    def _after_want_of_memory(self, end: str, last_words: str) -> Limits | None:
         """What to try next, if this one died for want of memory and there is something less to take."""
         reads, self._reads = self._reads, False
         # What reading a prompt takes is that job's own matter.
-        if reads or not self._tried or not speaks_of_memory(last_words):
+        was_killed = end == "signal SIGKILL" and kills_for_memory() > self._kills_before
+        if reads or not self._tried or not (was_killed or speaks_of_memory(last_words)):
             return None
         return self._tried.smaller(self.place.config.ctx)
 

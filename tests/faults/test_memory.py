@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,28 @@ def limit_growth(pid: int, slack: int) -> None:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
     size = pages * resource.getpagesize() + slack
     resource.prlimit(pid, resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group whose processes are killed where they take more than some megabytes that they have not yet."""
+    root = Path("/sys/fs/cgroup/memory")
+    names = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+    if not root.is_dir():
+        root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.swap.max")
+    group = root / f"nrvna-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        for name in names:
+            if (group / name).exists():
+                (group / name).write_text("4194304")
+        if not (group / names[0]).exists():
+            group.rmdir()
+            pytest.skip("no memory limits in control groups here")
+    except OSError as error:
+        pytest.skip(f"control groups cannot be made here: {error}")
+    yield group
+    group.rmdir()
 
 
 @pytest.fixture
@@ -76,3 +100,23 @@ def test_an_engine_that_dies_for_want_of_memory_costs_no_job_and_comes_back_smal
     # They died with it once, which is no crash of theirs: nobody ran alone.
     receipts = [Workspace(folder).receipt(Workspace(folder).find(job_id)) for job_id in ids]
     assert {receipt.attempts for receipt in receipts if receipt} == {1, 2}
+
+
+def test_an_engine_that_the_kernel_kills_for_its_memory_costs_no_job_and_comes_back_smaller(
+    start_daemon: Start, folder: Path, small_group: Path
+) -> None:
+    daemon = start_daemon(folder, *OPTIONS, "--parallel", str(JOBS))
+    (small_group / "cgroup.procs").write_text(str(daemon.engine_pid()))
+    ids = queue(folder, 150)
+    daemon.wait_log(
+        "the engine ended with signal SIGKILL for want of memory: starting another with 4 jobs at a time, 1024"
+    )
+    assert_all_answered(folder, ids)
+
+
+def test_an_engine_that_somebody_kills_is_not_taken_for_one_without_memory(start_daemon: Start, folder: Path) -> None:
+    daemon = start_daemon(folder, *OPTIONS, "--parallel", str(JOBS))
+    os.kill(daemon.engine_pid(), signal.SIGKILL)
+    daemon.wait_log("the engine ended with signal SIGKILL, at work on 0 jobs; starting another")
+    assert_all_answered(folder, queue(folder, 20))
+    assert "want of memory" not in daemon.log
