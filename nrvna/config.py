@@ -528,7 +528,7 @@ SETTINGS: tuple[Setting, ...] = (
         "NRVNA_GPU_LAYERS",
         "gpu_layers",
         int,
-        "layers put on the GPU, where there is one; 0 is CPU only",
+        "most layers put on the GPU, where there is one: fewer if its memory is short; 0 is CPU only",
         0,
         999,
     ),
