@@ -242,7 +242,7 @@ def test_the_result_is_the_text_and_the_receipt_is_json(served: Workspace) -> No
     assert set(receipt) == {
         *("id", "finish_reason", "queued", "started", "first_token", "finished", "prompt_tokens", "generated_tokens"),
         *("tokens_per_second", "sampling", "model", "template", "llama_cpp", "nrvna", "error"),
-        *("cached_tokens", "same_as", "reproducible", "resumed_tokens", "attempts", "sha256"),
+        *("cached_tokens", "same_as", "reproducible", "resumed_tokens", "attempts", "sha256", "kv_type"),
         *("stopped_by", "reasoning_tokens", "probabilities", "task", "notes"),
     }
     assert (folder / "result.txt").read_text()

@@ -52,7 +52,8 @@ def ask_driver() -> Driver:
     """The driver of this machine, with at least one GPU. Raises DriverError."""
     try:
         lib: Any = ctypes.CDLL(LIBRARY)
-    except OSError as error:
+        lib.cuInit  # noqa: B018 - so that a file which is none is told from a driver
+    except (OSError, AttributeError) as error:
         raise DriverError(f"there is no NVIDIA driver here ({error})", has_library=False) from error
     if code := lib.cuInit(0):
         if code == _NO_DEVICE:
