@@ -79,7 +79,11 @@ class Tokenizer:
 
     def count(self, text: str) -> int:
         """Tokens of a bare text, without the chat template."""
-        return len(self._model.tokenize(text, add_special=False))
+        return len(self.tokens(text))
+
+    def tokens(self, text: str) -> list[int]:
+        """Those of a bare text, without the chat template."""
+        return self._model.tokenize(text, add_special=False)
 
     def prompts(self, workload: Workload) -> list[list[int]]:
         """The prompt tokens of each job, chat template and context included."""
