@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -203,8 +204,8 @@ def test_a_terminal_that_breaks_lines_anew_keeps_one_frame(workspace: Workspace,
     def lines(*since: str) -> list[str]:
         return tmux("capture-pane", "-p", *since).rstrip().split("\n")
 
-    view = f"env HOME={tmp_path} LC_ALL=C.UTF-8 {' '.join(WATCH)} {workspace.path}; sleep 60"
-    tmux("new-session", "-d", "-x", "110", "-y", "30", f"echo before; {view}")
+    view = shlex.join(["env", f"HOME={tmp_path}", "LC_ALL=C.UTF-8", *WATCH, workspace.path])
+    tmux("new-session", "-d", "-x", "110", "-y", "30", f"echo before; {view}; sleep 60")
     try:
         for columns in (110, 60, 35, 100):
             tmux("resize-window", "-x", str(columns))
