@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nrvna import logs
 from nrvna.config import LOG_LEVELS, Config, Sampling
@@ -56,7 +56,10 @@ class Channel:
         while data := os.read(0, 1 << 16):
             for message in unpacker.feed(data):
                 self._messages.put(message)
-        # The daemon is gone or wants no more: nothing here is worth another moment.
+        self._leave()
+
+    def _leave(self) -> NoReturn:
+        """The daemon is gone or wants no more: nothing here is worth another moment."""
         os._exit(0)
 
     def next(self, wait_s: float | None) -> dict[str, Any] | None:
@@ -68,8 +71,11 @@ class Channel:
 
     def send(self, message: dict[str, Any]) -> None:
         data = memoryview(pack(message))
-        while data:
-            data = data[os.write(self._output, data) :]
+        try:
+            while data:
+                data = data[os.write(self._output, data) :]
+        except BrokenPipeError:
+            self._leave()
 
 
 def serve(channel: Channel) -> int:

@@ -190,6 +190,24 @@ def test_every_step_of_a_long_prompt_is_a_sign_of_life(engine: Engine) -> None:
     assert news[:first] == [{"new": {}}] * 3
 
 
+def test_it_ends_without_a_word_when_nobody_reads_what_it_says(
+    model_file: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    engine = Engine(model_file)
+    try:
+        engine.until("ready")
+        engine.add("a", "Name three primes.")
+        engine.until("starts")
+        assert engine.process.stdout is not None
+        # A daemon that stops closes both; here it cannot hear of that by its stdin first.
+        engine.process.stdout.close()
+        engine.send({"go": ["a"]})
+        assert engine.process.wait(PATIENCE_S) == 0
+    finally:
+        engine.end()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills the children of a process that died")
 @pytest.mark.parametrize("state", [signal.SIGCONT, signal.SIGSTOP])
 def test_it_dies_with_its_parent_even_when_it_is_stopped(model_file: Path, state: signal.Signals) -> None:
