@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 
 from toy_engine import answer_of, commands_in
 
-import nrvna.daemon
+import nrvna.serving
 from nrvna import files
 from nrvna.config import Config
-from nrvna.daemon import Daemon, fingerprint
 from nrvna.errors import LostRaceError, SubmitError, WorkspaceError
 from nrvna.job import Receipt, timestamp
 from nrvna.lease import Claim, Lease, cancel, recover
 from nrvna.progress import first_line, token_line
+from nrvna.serving import Daemon, fingerprint
 from nrvna.workspace import Workspace
 
 # What a full disk refuses, as opposed to a broken one.
@@ -354,7 +354,7 @@ def finish_all(path: str, model: str) -> int:
 
 def _quick_daemon(workspace: Workspace, model: str, *, parallel: int, step_s: float = 0.001) -> Daemon:
     sys.modules["__main__"].use_toy_engine(step_s)
-    nrvna.daemon.KEEP_EVERY_S = 0.005
-    nrvna.daemon.TEND_EVERY_S = 0.02
+    nrvna.serving.KEEP_EVERY_S = 0.005
+    nrvna.serving.TEND_EVERY_S = 0.02
     logging.getLogger("nrvna").setLevel(logging.INFO)
     return Daemon(workspace, Path(model), Config(parallel=parallel))

@@ -52,9 +52,16 @@ ALLOWED = {
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
     "placement": {"config", "engine", "errors"},
     "replica": {"placement", "engine", "lease", "limits", "errors"},
+    "dispatch": {"replica", "lease"},
+    "filing": {"replica", "lease", "job", "errors"},
+    "troubles": {"errors"},
+    "serving": {
+        *("replica", "dispatch", "filing", "troubles", "placement", "service", "startpage", "engine"),
+        *("workspace", "lease", "progress", "job", "task", "config", "errors"),
+    },
     "daemon": {
-        *("workspace", "lease", "progress", "service", "logs", "startpage", "job", "task", "config", "errors"),
-        *("engine", "placement", "replica", "terminal", "arguments", "control", "tune"),
+        *("serving", "control", "tune", "placement", "engine", "workspace", "service", "logs", "config"),
+        *("arguments", "terminal", "errors"),
     },
     "tools": {"wrk", "flw", "daemon"},
     "manual": {"tools", "arguments", "config"},

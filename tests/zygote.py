@@ -159,13 +159,13 @@ def use_toy_engine(step_s: float = 0.001) -> None:
 
 
 def run_daemon(argv: list[str], pace: dict[str, float]) -> int:
-    from nrvna import daemon, lease, replica
+    from nrvna import daemon, dispatch, lease, replica, serving
 
     restart_s = pace.pop("restart_s", None)
     lease.MAX_UNENDED = int(pace.pop("max_unended", lease.MAX_UNENDED))
     use_toy_engine(pace.pop("step_s", 0.001))
-    assert all(hasattr(daemon, name) for name in pace)
-    vars(daemon).update(pace)
+    for name, value in pace.items():
+        setattr(next(module for module in (serving, dispatch) if hasattr(module, name)), name, value)
     if restart_s is not None:
 
         def restart_soon(self: replica.Replica) -> None:

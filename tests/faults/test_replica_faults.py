@@ -188,7 +188,7 @@ def test_engines_that_can_all_not_start_end_the_daemon_in_one_line_and_cost_no_j
 def test_what_waits_behind_a_long_job_goes_to_the_engine_that_has_nothing_to_do(
     start_toy: StartToy, workspace: Workspace
 ) -> None:
-    daemon = start_toy(workspace.path, "--replicas", "2", "--parallel", "1", pace={"_MOVE_AFTER_S": 0.2})
+    daemon = start_toy(workspace.path, "--replicas", "2", "--parallel", "1", pace={"MOVE_AFTER_S": 0.2})
     wait_ready(daemon, 1, 2)
     [long] = queue(workspace, ["LONG 100000 SLOW 20 story"])
     wait_running(workspace, long)
