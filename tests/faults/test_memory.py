@@ -91,8 +91,8 @@ def test_an_engine_that_dies_for_want_of_memory_costs_no_job_and_comes_back_smal
     start_daemon: Start, folder: Path
 ) -> None:
     daemon = start_daemon(folder, *OPTIONS, "--parallel", str(JOBS))
-    # It is idle: what it takes next is for the first batch.
-    limit_growth(daemon.engine_pid(), 0)
+    # Enough to read the prompts, not for the first batch.
+    limit_growth(daemon.engine_pid(), 500_000)
     ids = queue(folder, 150)
     daemon.wait_log("for want of memory: starting another with 4 jobs at a time, 1024 tokens each")
     assert_all_answered(folder, ids)
