@@ -32,7 +32,28 @@ os.environ.setdefault("GGML_CPU_TILED_MM", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also the tests that take seconds each, as in CI")
     parser.addoption("--long", action="store_true", help="break things for minutes instead of seconds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes seconds; left out of a run of everything unless it is asked for")
+    # What is named is wanted, however long it takes. Workers of xdist are told what was decided.
+    names_some = config.option.keyword or config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    if names_some or config.option.long or os.environ.get("CI") == "true":
+        config.option.slow = True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.slow:
+        return
+    config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not config.option.slow:
+        terminalreporter.write_line("Tests that take seconds each were left out: ./scripts/test --slow")
 
 
 @pytest.fixture(scope="session")

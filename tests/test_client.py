@@ -418,6 +418,7 @@ def test_a_timeout_says_how_the_job_is_doing_and_why(workspace: Folder, work: Wo
         job.result(timeout=0.05)
 
 
+@pytest.mark.slow
 def test_who_waits_without_a_daemon_is_told_so_once(work: Workspace, caplog: pytest.LogCaptureFixture) -> None:
     job = work.submit("x")
     with caplog.at_level(logging.WARNING, "nrvna"):
@@ -520,6 +521,7 @@ def test_wait_without_jobs_waits_for_all_that_are_unfinished_now(work: Workspace
     assert finished not in work.as_completed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2000])
 def test_waiting_is_sparing(work: Workspace, lease: Lease, count: int) -> None:
     jobs = work.submit_all(["x"] * count)
@@ -551,6 +553,7 @@ def test_a_job_put_back_into_the_queue_is_waited_for_again(work: Workspace, leas
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_delays_an_answer_and_no_more(start_daemon: StartDaemon, work: Workspace) -> None:
     options = ("--ctx", "1024", "--parallel", "4")
     daemon = start_daemon(work.path, *options)

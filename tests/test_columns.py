@@ -39,6 +39,7 @@ def test_a_text_takes_the_columns_that_a_terminal_gives_it(text: str, columns: i
     assert columns_of(text) == columns
 
 
+@pytest.mark.slow
 def test_no_character_takes_more_columns_than_counted() -> None:
     printable = (chr(code) for code in range(32, 0x110000) if code not in SURROGATES and not 127 <= code < 160)
     assert [f"U+{ord(char):04X}" for char in printable if wcwidth(char) > columns_of(char)] == []

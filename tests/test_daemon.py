@@ -136,6 +136,7 @@ def test_a_second_daemon_with_another_model_is_refused_in_one_line(
     assert first.process.poll() is None
 
 
+@pytest.mark.slow
 def test_two_daemons_with_one_model_share_the_queue(start_daemon: StartDaemon, workspace: Workspace) -> None:
     daemons = [start_daemon(workspace.path, *SMALL, "--parallel", "1", "--predict", "16") for _ in range(2)]
     ids = [workspace.submit(f"Name the number {number}.") for number in range(12)]

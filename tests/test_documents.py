@@ -65,6 +65,7 @@ def where(step: Command) -> str:
     return f"{step.page}:{step.line}: $ {step.text}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_run_as_written(page: str, model_file: Path, tmp_path: Path) -> None:
     assert model_file

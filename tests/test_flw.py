@@ -120,6 +120,7 @@ def test_a_first_line_is_the_first_with_something_on_it(text: str, line: str) ->
     assert first_line(text) == line
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_waiting_quietly(workspace: Workspace) -> None:
     job_id = workspace.submit("q")
     arguments = [sys.executable, "-m", "nrvna.flw", "-w", workspace.path, job_id]
@@ -148,6 +149,7 @@ def test_waiting_for_one_job_prints_its_answer_once_it_is_there(workspace: Works
         assert process.wait(10) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failed", "code"), [(False, 0), (True, 1)])
 def test_waiting_for_a_workspace_waits_for_what_is_unfinished_now(
     workspace: Workspace, failed: bool, code: int
@@ -243,6 +245,7 @@ def test_flw_cancels_no_job_that_is_done(workspace: Workspace) -> None:
     assert (done.returncode, done.stderr) == (1, f"flw: {job_id} is done already\n")
 
 
+@pytest.mark.slow
 def test_flw_tells_when_no_daemon_is_there_to_confirm_the_end(workspace: Workspace) -> None:
     job_id = workspace.submit("q")
     lease = Lease(workspace, {"path": "m"})
@@ -648,6 +651,7 @@ def test_a_job_that_comes_after_another_says_so(workspace: Workspace) -> None:
     lease.close()
 
 
+@pytest.mark.slow
 def test_a_job_for_a_model_that_no_daemon_serves_says_so(workspace: Workspace) -> None:
     lease = Lease(workspace, {"path": "/models/small.gguf"})
     lease.announce_ready()

@@ -60,6 +60,7 @@ def test_the_variable_asks_for_it_too_and_the_last_word_is_an_object_as_well(tmp
     assert record["message"].startswith(f"no model file {tmp_path / 'm.gguf'}")
 
 
+@pytest.mark.slow
 def test_an_engine_that_crashes_leaves_the_log_readable_and_its_last_words_plain(
     start_daemon: StartDaemon, workspace: Workspace
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from processes import DaemonProcess, until
 
 from nrvna.job import Job, JobState, Receipt
@@ -79,6 +80,7 @@ def test_time_in_the_queue_is_not_time_at_work(start_daemon: StartDaemon, worksp
     assert "timeout" not in daemon.log
 
 
+@pytest.mark.slow
 def test_an_urgent_job_does_not_wait_for_the_pile(start_daemon: StartDaemon, workspace: Workspace) -> None:
     pile = workspace.submit_all(
         [Order(f"Tell me about the number {n}.", {"ignore_eos": True, "seed": n, "predict": 48}) for n in range(60)]
@@ -94,6 +96,7 @@ def test_an_urgent_job_does_not_wait_for_the_pile(start_daemon: StartDaemon, wor
     assert workspace.counts().queued + workspace.counts().running > len(pile) / 2
 
 
+@pytest.mark.slow
 def test_a_pipeline_goes_on_after_its_daemon_was_killed(start_daemon: StartDaemon, workspace: Workspace) -> None:
     ids = [workspace.submit("Name a fruit.")]
     for number in range(6):

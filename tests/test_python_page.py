@@ -57,6 +57,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory, model_file: Path) -> list[
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(BLOCKS)), ids=[block.strip().splitlines()[-1][:40] for block in BLOCKS])
 def test_an_example_prints_what_the_page_says(printed: list[str], number: int) -> None:
     lines = iter(printed[number].splitlines())

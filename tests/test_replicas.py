@@ -73,6 +73,7 @@ def test_two_engines_share_the_queue_and_answer_every_job_once(
     assert "of 2 engines to be ready" in daemon.log
 
 
+@pytest.mark.slow
 def test_the_greedy_answers_of_two_engines_are_those_of_one(
     start_daemon: StartDaemon, workspace: Workspace, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_each_engine_has_cores_of_its_own(start_daemon: StartDaemon, workspace: 
     assert first | second == os.sched_getaffinity(0) == os.sched_getaffinity(daemon.process.pid)
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_killed_costs_its_own_jobs_a_start_and_the_other_goes_on(
     start_daemon: StartDaemon, workspace: Workspace
 ) -> None:
@@ -122,6 +124,7 @@ def test_an_engine_that_is_killed_costs_its_own_jobs_a_start_and_the_other_goes_
     assert before.count("[replica 1] ready:") == after.count("[replica 1] ready:") == 1
 
 
+@pytest.mark.slow
 def test_what_a_killed_engine_had_written_is_not_computed_again(
     start_daemon: StartDaemon, workspace: Workspace
 ) -> None:
@@ -149,6 +152,7 @@ def test_a_stop_hands_back_what_both_engines_are_at(start_daemon: StartDaemon, w
     assert "Traceback" not in daemon.log
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_start_again_is_said_once_and_the_other_answers(
     start_daemon: StartDaemon, workspace: Workspace, model_file: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +171,7 @@ def test_an_engine_that_cannot_start_again_is_said_once_and_the_other_answers(
     assert daemon.process.poll() is None
 
 
+@pytest.mark.slow
 def test_the_log_of_several_engines_is_json_too(start_daemon: StartDaemon, workspace: Workspace) -> None:
     daemon = start_daemon(workspace.path, *TWO, "--log-json", wait=False)
     until(lambda: daemon.log.count("ready: ") == 2, "both engines")

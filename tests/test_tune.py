@@ -20,6 +20,7 @@ from nrvna.tune import Bench, Load, OutOfTimeError, Screen, Trial, Tuning, expor
 SMALL = ("--ctx", "512", "--parallel", "2")
 
 
+@pytest.mark.slow
 def test_it_measures_and_prints_nothing_but_lines_for_a_shell_within_its_time(model_file: Path) -> None:
     started = time.monotonic()
     done = command("daemon", "--tune", "--within", "12", *SMALL, model_file)
@@ -44,6 +45,7 @@ def test_a_model_that_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> No
     assert done.stderr.count("\n") == 2
 
 
+@pytest.mark.slow
 def test_an_engine_does_each_kind_of_pile_again_and_again(model_file: Path) -> None:
     bench = Bench(model_file, Config(ctx=512, parallel=3, log_level="error"), time.monotonic() + 60)
     try:
@@ -66,6 +68,7 @@ def test_settings_that_no_engine_starts_with_are_told_by_their_reason(model_file
         Bench(model_file, Config(ctx=16_777_216, parallel=256, log_level="error"), time.monotonic() + 60)
 
 
+@pytest.mark.slow
 def test_a_pile_that_takes_too_long_is_left(model_file: Path) -> None:
     end = time.monotonic() + 4
     bench = Bench(model_file, Config(ctx=8192, parallel=1, log_level="error"), end)

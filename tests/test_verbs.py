@@ -99,6 +99,7 @@ def test_cancel_says_which_of_several_was_done_and_ends_the_others(workspace: Wo
     assert (done.returncode, done.stdout, done.stderr) == (1, f"{queued}\n", f"flw: {done_id} is done already\n")
 
 
+@pytest.mark.slow
 def test_cancel_says_when_no_daemon_confirms_it(workspace: Workspace) -> None:
     job_id = workspace.submit("q")
     lease = Lease(workspace, {"path": "m"})
@@ -122,6 +123,7 @@ def test_cancel_ends_the_jobs_of_a_dead_daemon(workspace: Workspace) -> None:
 # retry
 
 
+@pytest.mark.slow
 def test_retry_has_a_failed_job_answered_by_a_daemon(
     workspace: Workspace, start_daemon: Callable[..., DaemonProcess]
 ) -> None:

@@ -31,6 +31,7 @@ def peak_kb(tool: str, *arguments: str) -> int:
     return int(subprocess.run(command_line, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.slow
 def test_a_large_file_takes_little_more_memory_than_a_small_one(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

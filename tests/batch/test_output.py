@@ -254,6 +254,7 @@ def test_what_cannot_be_written_is_said_in_one_line(
     assert done.returncode == 2 and reason in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_is_there_is_replaced_as_a_whole_or_not_at_all(
     workspace: Workspace, tmp_path: Path, out: Path
 ) -> None:
@@ -337,6 +338,7 @@ def test_of_a_batch_that_was_hardly_begun_nothing_is_written(workspace: Workspac
     assert command("flw", workspace.path, "--batches").stdout == ""
 
 
+@pytest.mark.slow
 def test_waiting_without_a_daemon_says_so(workspace: Workspace, tmp_path: Path) -> None:
     batch = queue(workspace, tmp_path, [chat("a")])
     waiting = subprocess.Popen(

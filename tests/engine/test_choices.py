@@ -132,6 +132,7 @@ def logits_behind(context: Context, tokens: list[int]) -> NDArray[np.float32]:
     return context.logits(last).copy()
 
 
+@pytest.mark.slow
 def test_the_models_choice_is_that_of_sampling_under_a_grammar(
     model: Model, prompt: list[int], context: Context
 ) -> None:

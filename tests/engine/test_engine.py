@@ -110,6 +110,7 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_counts(runner: Ru
     assert engine.is_idle
 
 
+@pytest.mark.slow
 def test_a_prompt_of_several_batches_is_answered_beside_others(model_file: Path) -> None:
     own = runner_of(model_file, 2, context=2048)
     long = "Here is a list of words: " + "apple pear " * 300 + "What is the second word?"
@@ -221,6 +222,7 @@ def test_an_answer_goes_on_to_the_limit_if_it_must_not_end(runner: Runner) -> No
     assert (receipt.finish_reason, receipt.generated_tokens) == ("length", 40)
 
 
+@pytest.mark.slow
 def test_a_cache_fuller_than_thought_loses_no_job(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = runner_of(model_file, 4, 256)
     own.use(unified(4, own.shape.cells))
@@ -262,6 +264,7 @@ def test_what_jobs_share_decides_the_attention(model_file: Path) -> None:
     own.model.close()
 
 
+@pytest.mark.slow
 def test_longer_jobs_get_larger_parts_of_the_cache(model_file: Path) -> None:
     # Without a context asked for, the cache is smaller than a whole context for each.
     own = without_tiles(Runner(model_file, Config(parallel=8)))
@@ -273,6 +276,7 @@ def test_longer_jobs_get_larger_parts_of_the_cache(model_file: Path) -> None:
     own.model.close()
 
 
+@pytest.mark.slow
 def test_jobs_that_run_when_the_cache_is_divided_anew_go_on_where_they_were(model_file: Path) -> None:
     own = without_tiles(Runner(model_file, Config(parallel=8)))
     sampling = replace(GREEDY, predict=12, ignore_eos=True)
@@ -323,6 +327,7 @@ def test_a_dropped_request_leaves_those_who_asked_the_same_their_answer(runner: 
     assert (receipt.id, receipt.same_as) == ("second", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "most"), [(0, 512), (256, 256), (1024, 1024)])
 def test_a_step_computes_as_many_tokens_of_a_long_prompt_as_were_asked_for(
     model_file: Path, asked: int, most: int
@@ -357,6 +362,7 @@ class Failing:
         return -2 if self.decodes in self._failures else int(self._lib.llama_decode(*arguments))
 
 
+@pytest.mark.slow
 def test_a_decode_without_the_memory_goes_on_with_half_the_jobs_and_loses_none(model_file: Path) -> None:
     own = Runner(model_file, Config(parallel=8, ctx=256))
     sampling = replace(GREEDY, predict=24, ignore_eos=True)

@@ -48,6 +48,7 @@ def small(model_file: Path) -> Iterator[Runner]:
     made.model.close()
 
 
+@pytest.mark.slow
 def test_jobs_behind_one_context_are_answered_from_a_cache_of_half_the_size(model_file: Path, small: Runner) -> None:
     whole = runner_of(model_file)
     jobs = [request(prompt, prompt, SAMPLING, system=SHARED) for prompt in PROMPTS]
@@ -78,6 +79,7 @@ def test_an_answer_begun_in_one_format_does_not_go_on_in_another(model_file: Pat
     whole.model.close()
 
 
+@pytest.mark.slow
 def test_in_reproducible_mode_answers_are_the_same_alone_and_among_others(model_file: Path) -> None:
     own = runner_of(model_file, kv_type="q8_0", reproducible=1)
     jobs = [request(prompt, prompt, replace(SAMPLING, temp=0.8)) for prompt in PROMPTS[:4]]

@@ -181,6 +181,7 @@ def test_what_joins_another_is_told_its_text_and_never_starts(engine: Engine) ->
     engine.until("done")
 
 
+@pytest.mark.slow
 def test_every_step_of_a_long_prompt_is_a_sign_of_life(engine: Engine) -> None:
     engine.add("long", LONG)
     engine.until("starts")

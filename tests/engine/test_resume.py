@@ -106,6 +106,7 @@ def test_an_interrupted_answer_goes_on_to_the_same_bytes(runner: Runner, whole: 
     assert whole.receipt.resumed_tokens == 0
 
 
+@pytest.mark.slow
 def test_it_does_so_among_neighbours_and_behind_a_shared_prefix(runner: Runner) -> None:
     prompts = ["Tell me about the bridge.", "Who lives in the houses?", PROMPT, "What is the river called?", "Hello!"]
     requests = [request(prompt, replace(SEEDED, seed=seed), SHARED) for seed, prompt in enumerate(prompts)]
@@ -123,6 +124,7 @@ def test_it_does_so_among_neighbours_and_behind_a_shared_prefix(runner: Runner) 
     assert all(prefix - 16 < tokens < prefix + 16 for tokens in cached[1:])
 
 
+@pytest.mark.slow
 def test_it_does_so_deep_in_the_cache_where_the_prompt_takes_several_steps(runner: Runner) -> None:
     long = "Here is a list of words: " + "apple pear " * 280 + "What is it about?"
     [whole] = run(runner, request(long))
@@ -238,6 +240,7 @@ def test_of_more_tokens_than_there_may_be_one_is_left_to_sample(runner: Runner, 
     assert (resumed.receipt.finish_reason, resumed.receipt.generated_tokens) == ("length", TOKENS)
 
 
+@pytest.mark.slow
 def test_of_more_tokens_than_the_context_holds_one_is_left_to_sample(runner: Runner) -> None:
     endless = request("word " * 950, replace(SEEDED, predict=10_000))
     [first] = run(runner, endless)

@@ -66,6 +66,7 @@ def wrongs_of(workspace: Workspace) -> list[str]:
     return wrongs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answered", [False, True], ids=["all queued", "some answered"])
 def test_a_fault_at_any_operation_doubles_and_loses_nothing(
     zygote: Zygote, tmp_path: Path, rounds: Rounds, capsys: pytest.CaptureFixture[str], answered: bool
@@ -101,6 +102,7 @@ def test_a_fault_at_any_operation_doubles_and_loses_nothing(
     assert not wrongs, "\n".join(wrongs)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_makes_each_job_once(
     zygote: Zygote, start_toy: StartToy, tmp_path: Path, rounds: Rounds, capsys: pytest.CaptureFixture[str]
 ) -> None:

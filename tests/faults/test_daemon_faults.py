@@ -112,6 +112,7 @@ def test_a_job_that_kills_the_engine_is_set_aside_and_its_30_neighbours_are_answ
     assert daemon.log.count("the engine ended with") == 3
 
 
+@pytest.mark.slow
 def test_several_killers_are_all_set_aside_and_nobody_else_is(start_toy: StartToy, workspace: Workspace) -> None:
     prompts = [f"{'CRASH ' if number % 8 == 5 else ''}job {number}" for number in range(40)]
     jobs = queue(workspace, prompts)
@@ -149,6 +150,7 @@ def test_memory_that_runs_out_while_a_prompt_is_read_is_that_jobs_own_matter(
     assert "starting another with" not in daemon.log
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_is_replaced_and_what_it_hung_at_is_set_aside(
     start_toy: StartToy, workspace: Workspace
 ) -> None:
@@ -163,6 +165,7 @@ def test_an_engine_that_hangs_is_replaced_and_what_it_hung_at_is_set_aside(
     assert daemon.log.count("the engine made no progress for 1 s: ending it") == 3
 
 
+@pytest.mark.slow
 def test_an_idle_engine_and_one_that_is_at_it_do_not_count_as_hung(start_toy: StartToy, workspace: Workspace) -> None:
     daemon = start_toy(workspace.path, "--stall", "1")
     job_id = workspace.submit("LONG 2 SLOW 1000 slow")
@@ -190,6 +193,7 @@ def test_a_job_that_takes_the_daemon_down_is_set_aside_after_some_starts(
 # Daemons that die, stop or share.
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_dead_daemon_are_back_within_two_seconds(
     start_toy: StartToy,
     workspace: Workspace,
@@ -233,6 +237,7 @@ def test_daemons_share_a_queue_and_answer_every_job_once(
     assert all(daemon.log.count(" done: ") for daemon in started)
 
 
+@pytest.mark.slow
 def test_a_daemon_that_was_stopped_keeps_its_jobs_and_goes_on(start_toy: StartToy, workspace: Workspace) -> None:
     sleeper, peer = (start_toy(workspace.path, "--parallel", "4") for _ in range(2))
     jobs = queue(workspace, [f"LONG 12 SLOW 20 job {number}" for number in range(80)])
@@ -273,6 +278,7 @@ def test_sigterm_hands_jobs_back_with_what_there_is_of_their_answers(
     assert all(receipt and receipt.resumed_tokens for receipt in receipts)
 
 
+@pytest.mark.slow
 def test_a_daemon_ends_in_time_beside_a_hung_engine(start_toy: StartToy, workspace: Workspace) -> None:
     daemon = start_toy(workspace.path)
     job_id = workspace.submit("HANG bad")
@@ -335,6 +341,7 @@ def test_queued_and_running_jobs_are_cancelled(zygote: Zygote, start_toy: StartT
     assert daemon.child.poll() is None
 
 
+@pytest.mark.slow
 def test_a_cancel_that_a_stopped_daemon_did_not_confirm_says_so_and_holds_later(
     zygote: Zygote, start_toy: StartToy, workspace: Workspace
 ) -> None:
@@ -348,6 +355,7 @@ def test_a_cancel_that_a_stopped_daemon_did_not_confirm_says_so_and_holds_later(
     until(lambda: workspace.find(job_id).is_finished, "its end")
 
 
+@pytest.mark.slow
 def test_a_cancel_holds_if_the_daemon_dies_before_it_hears_of_it(
     zygote: Zygote, start_toy: StartToy, workspace: Workspace
 ) -> None:
@@ -409,6 +417,7 @@ def test_a_workspace_that_was_replaced_ends_its_daemon(start_toy: StartToy, work
     assert "was moved or replaced while it was being served" in daemon.log
 
 
+@pytest.mark.slow
 def test_a_workspace_that_was_moved_away_and_back_goes_on(start_toy: StartToy, workspace: Workspace) -> None:
     daemon = start_toy(workspace.path, pace={"TEND_EVERY_S": 0.05})
     jobs = queue(workspace, [f"LONG 20 SLOW 20 job {number}" for number in range(12)])
@@ -527,6 +536,7 @@ def test_a_disk_without_inodes_loses_nothing_and_is_said_once(
     exercise_full_disk(zygote, start_toy, few_inodes, fill_inodes, 1, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_workspace_that_becomes_read_only_loses_nothing_and_goes_on(
     start_toy: StartToy, workspace: Workspace
 ) -> None:
@@ -544,6 +554,7 @@ def test_a_workspace_that_becomes_read_only_loses_nothing_and_goes_on(
     check_answers(workspace, jobs)
 
 
+@pytest.mark.slow
 def test_a_daemon_short_of_descriptors_fails_no_job_for_it(start_toy: StartToy, workspace: Workspace) -> None:
     daemon = start_toy(workspace.path, "--parallel", "2", pace={"TEND_EVERY_S": 0.05})
     jobs = queue(workspace, [f"LONG 6 SLOW 10 job {number}" for number in range(60)])

@@ -249,6 +249,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     made.close()
 
 
+@pytest.mark.slow
 def test_a_damaged_model_is_refused_or_loaded_within_seconds(
     patient: Patient, nursery: Nursery, rounds: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,6 +312,7 @@ def test_a_special_token_that_is_no_text_does_not_stop_the_engine(patient: Patie
         assert nursery.load(path) == ("loaded", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["tensors", "two tokens alike"])
 def test_a_daemon_whose_model_is_damaged_when_its_engine_dies_goes_on_when_it_is_mended(
     start_daemon: StartDaemon, workspace: Workspace, patient: Patient, damage: str
@@ -337,6 +339,7 @@ def test_a_daemon_whose_model_is_damaged_when_its_engine_dies_goes_on_when_it_is
     assert daemon.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_is_cut_short_while_it_is_used_costs_no_job(
     start_daemon: StartDaemon, workspace: Workspace, patient: Patient, tmp_path: Path
 ) -> None:

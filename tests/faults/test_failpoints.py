@@ -143,6 +143,7 @@ class Trial:
                 self.wrongs = [wrong for wrong in self.wrongs if self._uncertain or "refused" not in wrong]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", WORK)
 def test_a_fault_at_any_operation_loses_doubles_and_tears_nothing(
     zygote: Zygote,

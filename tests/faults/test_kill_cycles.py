@@ -207,6 +207,7 @@ def test_nothing_acknowledged_is_lost_doubled_or_torn_however_often_all_are_kill
     wreak_havoc(Havoc(zygote, workspace, toy_model, tmp_path), rounds(quick=150, ci=1000, long=10_000), capsys)
 
 
+@pytest.mark.slow
 def test_nor_where_each_daemon_has_two_engines(
     zygote: Zygote,
     workspace: Workspace,

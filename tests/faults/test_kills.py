@@ -59,6 +59,7 @@ def test_the_engine_dies_with_its_daemon(start_daemon: StartDaemon, workspace: W
     until(lambda: not alive(engine), "the engine's end", 5)
 
 
+@pytest.mark.slow
 def test_a_living_daemon_takes_over_the_jobs_of_a_dead_one(start_daemon: StartDaemon, workspace: Workspace) -> None:
     dying = start_daemon(workspace.path, *SMALL, "--predict", "400")
     ids = [workspace.submit("Write a long story.") for _ in range(3)]
@@ -83,6 +84,7 @@ def times_begun(workspace: Workspace, job_id: str) -> int:
     return sum(path.read_text().count(job_id) for path in Path(workspace.processing).glob("*/.starts"))
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_the_engine_again_and_again_is_set_aside_and_its_neighbours_are_not(
     start_daemon: StartDaemon, workspace: Workspace
 ) -> None:
@@ -102,6 +104,7 @@ def test_a_job_that_kills_the_engine_again_and_again_is_set_aside_and_its_neighb
     assert "Traceback" not in daemon.log
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_start_again_is_tried_again_until_it_can(
     start_daemon: StartDaemon, workspace: Workspace, model_file: Path, tmp_path: Path
 ) -> None:
@@ -117,6 +120,7 @@ def test_an_engine_that_cannot_start_again_is_tried_again_until_it_can(
     until(lambda: workspace.find(job_id).state is JobState.DONE, "the answer")
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_does_not_keep_the_daemon_from_ending(
     start_daemon: StartDaemon, workspace: Workspace
 ) -> None:

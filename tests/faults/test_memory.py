@@ -79,6 +79,7 @@ def test_an_engine_without_the_memory_starts_with_fewer_jobs_at_a_time_and_says_
     assert_all_answered(folder, queue(folder, 20))
 
 
+@pytest.mark.slow
 def test_a_context_that_was_asked_for_is_cut_last_and_never_without_a_word(start_daemon: Start, folder: Path) -> None:
     daemon = start_daemon(folder, *OPTIONS[2:], "--ctx", "65536", address_space=1_500_000_000)
     said = daemon.log
@@ -87,6 +88,7 @@ def test_a_context_that_was_asked_for_is_cut_last_and_never_without_a_word(start
     assert_all_answered(folder, queue(folder, 20))
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_for_want_of_memory_costs_no_job_and_comes_back_smaller(
     start_daemon: Start, folder: Path
 ) -> None:
@@ -102,6 +104,7 @@ def test_an_engine_that_dies_for_want_of_memory_costs_no_job_and_comes_back_smal
     assert {receipt.attempts for receipt in receipts if receipt} == {1, 2}
 
 
+@pytest.mark.slow
 def test_an_engine_that_the_kernel_kills_for_its_memory_costs_no_job_and_comes_back_smaller(
     start_daemon: Start, folder: Path, small_group: Path
 ) -> None:
@@ -114,6 +117,7 @@ def test_an_engine_that_the_kernel_kills_for_its_memory_costs_no_job_and_comes_b
     assert_all_answered(folder, ids)
 
 
+@pytest.mark.slow
 def test_an_engine_that_somebody_kills_is_not_taken_for_one_without_memory(start_daemon: Start, folder: Path) -> None:
     daemon = start_daemon(folder, *OPTIONS, "--parallel", str(JOBS))
     os.kill(daemon.engine_pid(), signal.SIGKILL)

@@ -178,6 +178,7 @@ def test_the_tests_pass_with_a_copy_that_is_not_changed(tmp_path: Path, rounds: 
     assert passed, said
 
 
+@pytest.mark.slow
 def test_nothing_that_keeps_jobs_safe_can_be_taken_away_unnoticed(tmp_path: Path, rounds: Rounds) -> None:
     every = mutants()
     number = rounds(quick=2, ci=len(every), long=len(every))

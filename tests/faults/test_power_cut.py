@@ -691,6 +691,7 @@ def cut_everywhere(
                 inspector.inspect(tree, facts, cut_again if chance.random() < second_cuts else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
 def test_what_was_promised_survives_a_power_cut_at_any_moment_when(
     story: Callable[[Stage], None], quick_folder: Path, rounds: Rounds

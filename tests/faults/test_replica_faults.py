@@ -77,6 +77,7 @@ def answered_by(daemon: ToyDaemon, jobs: Iterable[str]) -> Counter[str]:
     return Counter(told()[job_id] for job_id in jobs)
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_takes_down_its_own_engine_alone_and_is_set_aside(
     start_toy: StartToy, workspace: Workspace
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_job_that_kills_takes_down_its_own_engine_alone_and_is_set_aside(
     assert " done:" in first.partition("] ready:")[0]
 
 
+@pytest.mark.slow
 def test_suspects_run_alone_while_the_others_go_on(start_toy: StartToy, workspace: Workspace) -> None:
     daemon = start_toy(workspace.path, *TWO, pace=SOON)
     wait_ready(daemon, 1, 2)
@@ -114,6 +116,7 @@ def test_suspects_run_alone_while_the_others_go_on(start_toy: StartToy, workspac
     assert beside.count("0") >= 2 * 4
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_is_replaced_and_the_other_is_not(start_toy: StartToy, workspace: Workspace) -> None:
     daemon = start_toy(workspace.path, *TWO, "--stall", "1", pace=SOON)
     wait_ready(daemon, 1, 2)
@@ -158,6 +161,7 @@ def test_an_engine_that_cannot_start_is_said_once_and_tried_until_it_can(
     assert set(answered_by(daemon, jobs)) == {"replica 1", "replica 2"}
 
 
+@pytest.mark.slow
 def test_the_time_between_tries_doubles(start_toy: StartToy, workspace: Workspace, toy_model: Path) -> None:
     Path(f"{toy_model}.broken-0").touch()
     daemon = start_toy(workspace.path, *TWO)
@@ -255,6 +259,7 @@ def test_a_daemon_that_stops_hands_back_what_all_engines_have_and_its_suspects(
     assert [about["crashes"] for about in attempts] == [1] * 4
 
 
+@pytest.mark.slow
 def test_a_daemon_ends_in_time_beside_several_hung_engines(start_toy: StartToy, workspace: Workspace) -> None:
     daemon = start_toy(workspace.path, "--replicas", "4", "--parallel", "1", pace={"_STOP_PATIENCE_S": 2.0})
     wait_ready(daemon, 1, 2, 3, 4)
@@ -267,6 +272,7 @@ def test_a_daemon_ends_in_time_beside_several_hung_engines(start_toy: StartToy, 
     assert workspace.counts().queued == 4
 
 
+@pytest.mark.slow
 def test_a_suspect_does_not_wait_for_an_engine_that_cannot_start(
     start_toy: StartToy, workspace: Workspace, toy_model: Path
 ) -> None:
@@ -281,6 +287,7 @@ def test_a_suspect_does_not_wait_for_an_engine_that_cannot_start(
     assert sorted(attempts_of(workspace, job_id) for job_id in jobs) == [1] * 4 + [2] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["HANG", "CRASH"])
 def test_what_one_engine_is_at_is_known_apart_from_the_others(
     start_toy: StartToy, workspace: Workspace, name: str

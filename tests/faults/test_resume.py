@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from processes import DaemonProcess, until
 
 from nrvna.job import JobState, Receipt
@@ -47,6 +48,7 @@ def receipts(workspace: Workspace, ids: list[str]) -> list[Receipt]:
     return [receipt for receipt in found if receipt]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_answers_are_those_of_a_quiet_night(
     start_daemon: StartDaemon, tmp_path: Path, rounds: Rounds
 ) -> None:
@@ -95,6 +97,7 @@ def wait_for_tokens(workspace: Workspace, job_id: str, least: int) -> None:
     until(is_there, f"{least} tokens")
 
 
+@pytest.mark.slow
 def test_a_stopped_daemon_hands_its_tokens_to_the_next(start_daemon: StartDaemon, workspace: Workspace) -> None:
     daemon = start_daemon(workspace.path, "--ctx", "1024", "--parallel", "2")
     job_id = workspace.submit("Write a very long story.", {"predict": 200, "ignore_eos": True})

@@ -752,6 +752,7 @@ def test_hostile_schemas_are_turned_or_refused_soon(name: str, model: Model) -> 
         Constraint(model, grammar)
 
 
+@pytest.mark.slow
 def test_every_format_is_what_it_says(model: Model, rounds: Rounds) -> None:
     checks: dict[str, Callable[[str], object]] = {
         "date": date.fromisoformat,

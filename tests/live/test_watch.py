@@ -109,6 +109,7 @@ def finished(terminal: TerminalScreen) -> int:
     return int(found[1]) if found else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_queue_is_watched_to_its_end(served: Served, columns: int) -> None:
     typed = 'flw --watch work; echo "exit $?"'
@@ -141,6 +142,7 @@ def test_a_queue_is_watched_to_its_end(served: Served, columns: int) -> None:
     assert last[5:] == ["exit 1", "$"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("columns", "rows"), [(30, 10), (20, 5)])
 def test_a_narrow_window_shows_what_fits(served: Served, columns: int, rows: int) -> None:
     home = {"HOME": str(served.home)}
@@ -159,6 +161,7 @@ def test_a_narrow_window_shows_what_fits(served: Served, columns: int, rows: int
     assert last[-1].startswith(f"{'failed  ' if columns == 30 else ''}{too_long[-6:]}  the")
 
 
+@pytest.mark.slow
 def test_a_window_may_change_its_size_meanwhile(served: Served) -> None:
     with shell(served.home, 100, 30) as terminal:
         with served.held():
@@ -367,6 +370,7 @@ def test_without_a_terminal_there_is_a_plain_line_now_and_then(workspace: Worksp
     assert re.fullmatch(rf"2 of 2 finished in \d s, 1 failed, 7 tokens(, \d tokens/s)?; failed: {second.id}\n", said)
 
 
+@pytest.mark.slow
 def test_a_log_of_real_jobs_ends_with_their_sum(served: Served) -> None:
     with served.held():
         served.queue(6)
@@ -402,6 +406,7 @@ def processor_time_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.slow
 def test_ten_thousand_queued_jobs_are_watched_for_little(workspace: Workspace) -> None:
     for _ in range(10_000):
         folder = Path(workspace.input) / new_id()

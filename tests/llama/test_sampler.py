@@ -362,6 +362,7 @@ grammars = st.sampled_from([None, Grammar(WORDS), Grammar(r"root ::= ([a-z]+ [ ,
 lasts = st.one_of(st.just(Greedy()), st.builds(Draw, st.integers(0, 2**32 - 2)))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.lists(before_a_draw, max_size=5), grammars, lasts, st.integers(0, 40))
 def test_a_replayed_chain_goes_on_as_the_one_that_sampled(

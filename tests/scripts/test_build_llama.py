@@ -148,6 +148,7 @@ def test_without_ccache_cmake_is_told_to_forget_it(tmp_path: Path, monkeypatch: 
     assert "-DCMAKE_CUDA_COMPILER_LAUNCHER=" in build_llama.launcher_options("")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_build_that_is_stopped_leaves_nothing_half_built_and_no_compiler_running(
     tmp_path: Path, fresh_cache: dict[str, str], number: signal.Signals
