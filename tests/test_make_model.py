@@ -103,6 +103,7 @@ def test_the_check_says_that_it_works_and_that_its_weights_are_random(tiny: Path
     assert "RANDOM weights in the shape of Qwen2.5 1.5B, for throughput only" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("width", [256, 288], ids=["whole blocks", "rows that are no whole blocks"])
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_K_M"])

@@ -296,6 +296,7 @@ def test_a_choice_is_made_without_a_thought(thinker: Runner) -> None:
     assert end.answer in ("yes", "no") and not end.beside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 11, 13, 14, 20])
 def test_an_answer_interrupted_in_thought_or_behind_it_goes_on_to_the_same_bytes(thinker: Runner, cut: int) -> None:
     sampling = Sampling(temp=1.2, seed=9, predict=60, min_tokens=15, reasoning_budget=10)

@@ -79,6 +79,7 @@ def test_the_order_of_many_inputs_is_kept(embedder: Embedder) -> None:
         np.testing.assert_allclose(together[number], alone, atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MiniLM", "SmolLM2", "decoding embedder"])
 def test_a_reproducible_vector_does_not_depend_on_its_neighbours(
     embedding_model: Model, model: Model, tiny_models: dict[str, Path], name: str

@@ -16,6 +16,8 @@ from make_models import PAIR_TEMPLATE, RANK, WORDS, make_bert
 from nrvna.engine.embedder import Embedder
 from nrvna.llama import Model
 
+pytestmark = pytest.mark.slow
+
 # The most that numbers of a vector of length 1 may differ: rows are not computed alike alone and among others, and
 # the quantized activations of SmolLM2 make much of little.
 TOLERANCE = {"MiniLM": 1e-3, "SmolLM2": 2e-2, "decoding embedder": 2e-3}

@@ -14,6 +14,8 @@ from nrvna.engine.engine import Engine
 from nrvna.engine.runner import Runner
 from nrvna.engine.work import Request
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [
     "Name three primes.",
     "Write a haiku about rivers.",

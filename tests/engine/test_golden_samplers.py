@@ -105,6 +105,7 @@ def server(peers: Path, model_file: Path, tmp_path_factory: pytest.TempPathFacto
         yield address
 
 
+@pytest.mark.slow
 def test_the_tokens_sampled_are_those_that_the_server_samples_now(server: str, model: Model, rounds: Rounds) -> None:
     encoder = PromptEncoder(model)
     step = rounds(quick=9, ci=3, long=1)

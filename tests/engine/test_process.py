@@ -209,6 +209,7 @@ def test_it_ends_without_a_word_when_nobody_reads_what_it_says(
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills the children of a process that died")
 @pytest.mark.parametrize("state", [signal.SIGCONT, signal.SIGSTOP])
 def test_it_dies_with_its_parent_even_when_it_is_stopped(model_file: Path, state: signal.Signals) -> None:

@@ -18,6 +18,8 @@ from nrvna.engine.runner import Runner
 from nrvna.engine.work import Request
 from nrvna.llama import Batch, Context, Model, quantize
 
+pytestmark = pytest.mark.slow
+
 CONTEXT = "You answer questions about a village with a mill, a bridge and nine houses. " * 4
 TOPICS = ["mill", "bridge", "houses", "river", "baker", "road", "school", "well"]
 # Eight short, eight behind one context, eight of different lengths.
@@ -57,7 +59,6 @@ def alone(model_file: Path) -> dict[str, str]:
     return answers(model_file, 1, requests(16))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [4, 16])
 def test_24_sampled_answers_are_the_same_at_any_number_of_jobs_at_a_time(
     model_file: Path, alone: dict[str, str], parallel: int
@@ -67,7 +68,6 @@ def test_24_sampled_answers_are_the_same_at_any_number_of_jobs_at_a_time(
     assert answers(model_file, parallel, jobs) == alone
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["Q4_K_M", "Q5_1", "Q8_0"])
 def test_it_holds_in_other_formats_too(
     model_file: Path, tmp_path: Path, quantization: str, rounds: Callable[..., int]

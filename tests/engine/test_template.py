@@ -194,6 +194,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_template_is_refused_in_two_seconds_and_hurts_nobody(source: str) -> None:
     # What others left behind is not to be counted here.

@@ -204,7 +204,7 @@ def test_nothing_acknowledged_is_lost_doubled_or_torn_however_often_all_are_kill
     rounds: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    wreak_havoc(Havoc(zygote, workspace, toy_model, tmp_path), rounds(quick=150, ci=1000, long=10_000), capsys)
+    wreak_havoc(Havoc(zygote, workspace, toy_model, tmp_path), rounds(quick=80, ci=1000, long=10_000), capsys)
 
 
 @pytest.mark.slow

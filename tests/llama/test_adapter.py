@@ -365,6 +365,7 @@ def test_no_damaged_adapter_ends_the_process(model_file: Path, tmp_path: Path, r
     assert used + refused == len(files) and refused > len(files) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [2.0, 1.0])
 def test_a_greedy_answer_with_an_adapter_is_the_one_that_the_server_gives(
     peers: Path, model: Model, model_file: Path, adapter_file: Path, tmp_path: Path, scale: float

@@ -100,6 +100,7 @@ def kernels(kernels_file: Path) -> Kernels:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @given(
     m=st.integers(1, 40), n=st.integers(2, 150), blocks=st.integers(1, 9), threads=st.integers(1, 3), data=st.data()
