@@ -7,11 +7,15 @@ from pathlib import Path
 from nrvna.config import Config
 from nrvna.engine.chain import recommendation
 from nrvna.engine.devices import open_library, require_gpus
+from nrvna.engine.fitting import Fit
+from nrvna.engine.layout import GPU_MICRO_BATCH
 from nrvna.engine.machine import available_memory
 from nrvna.engine.prompt import PromptEncoder
-from nrvna.engine.shape import MEMORY_SHARE, choose_shape
+from nrvna.engine.shape import choose_shape
 from nrvna.errors import NrvnaError, TemplateError
 from nrvna.llama import Library, Model
+from nrvna.llama.gguf import parts_of
+from nrvna.llama.library import Device
 
 _TEMPLATES = {
     "model": "yes, the model's own",
@@ -45,12 +49,13 @@ def check_model(path: Path, config: Config) -> int:
 def _judge(library: Library, model: Model, path: Path, config: Config) -> tuple[dict[str, str], str | None]:
     """What there is to say, by name, and why it will not work, if so."""
     with model:
-        weights = path.stat().st_size
+        weights = sum(part.stat().st_size for part in parts_of(path))
         gpus = [device for device in library.devices() if device.is_gpu] if config.gpu_layers else []
-        there = sum(gpu.memory_free for gpu in gpus) or available_memory()
-        cell = max(1, model.kv_cache_bytes(1, config.kv_type))
-        shape = choose_shape(model, max(0, int(there * MEMORY_SHARE / config.replicas) - weights) // cell, config)
+        fit = Fit(path, config, library, most=config.gpu_layers if gpus else 0, micro_batch=GPU_MICRO_BATCH)
+        shape = choose_shape(model, fit.room(model, unloaded=weights), config)
         needed = weights + shape.kv_bytes + _OVERHEAD_BYTES
+        on_gpus = sum(gpu.memory_free or available_memory() for gpu in gpus) if fit.layers else 0
+        beside = 0 if fit.is_whole else available_memory()
         rows = {
             "file": f"{path} ({_size(weights)})",
             "format": "GGUF",
@@ -59,11 +64,11 @@ def _judge(library: Library, model: Model, path: Path, config: Config) -> tuple[
             "quantization": model.quantization,
             "context": f"{model.n_ctx_train} tokens trained, {shape.context} for each job here",
             **(_prompts(model, config) if model.is_generative else _vectors(model)),
-            "runs on": ", ".join(gpu.description for gpu in gpus) or _on_cpu(library, shape.threads),
-            "memory": f"about {_size(needed)} needed for {shape.parallel} jobs at a time, {_size(there)} free",
+            "runs on": _place(library, fit, gpus, shape.threads),
+            "memory": f"about {_size(needed)} needed for {_jobs(shape.parallel)} at a time, {_free(on_gpus, beside)}",
         }
         problem = None
-        if needed > there:
+        if needed > on_gpus + beside:
             problem = "it does not fit: take a smaller one or a lower NRVNA_CTX or NRVNA_PARALLEL"
         works = "will work" if model.is_generative else "will work for vectors alone: queue with `wrk --embed`"
         if model.pooling == "rank":
@@ -72,9 +77,24 @@ def _judge(library: Library, model: Model, path: Path, config: Config) -> tuple[
     return rows, problem
 
 
-def _on_cpu(library: Library, threads: int) -> str:
-    why = f"; {library.passed_over}" if library.is_loss else ""
-    return f"CPU, {threads} threads{why}"
+def _place(library: Library, fit: Fit, gpus: list[Device], threads: int) -> str:
+    names = ", ".join(gpu.description for gpu in gpus)
+    if fit.is_whole:
+        return names
+    if fit.layers:
+        return f"{names}; {fit.shortage or f'{fit.layers} of {fit.total} layers, as asked for'}"
+    why = fit.shortage or (library.passed_over if library.is_loss else "")
+    return f"CPU, {threads} threads{'; ' if why else ''}{why}"
+
+
+def _free(on_gpus: int, beside: int) -> str:
+    if on_gpus and beside:
+        return f"{_size(on_gpus)} free on the GPU, {_size(beside)} beside it"
+    return f"{_size(on_gpus + beside)} free"
+
+
+def _jobs(count: int) -> str:
+    return f"{count} job{'' if count == 1 else 's'}"
 
 
 def _prompts(model: Model, config: Config) -> dict[str, str]:

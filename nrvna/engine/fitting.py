@@ -23,25 +23,28 @@ _USUAL_OUTPUTS = 64
 
 
 class Fit:
-    """``layers`` of the model are put on GPUs, at most ``most``: as many as there is memory for beside a context of
-    one job, or of all where their number was named. What computes the logits counts as one.
+    """``layers`` of the model's ``total`` are put on GPUs, at most ``most``: as many as there is memory for beside a
+    context of one job, or of all where their number was named. What computes the logits counts as one.
 
-    Where the file does not say how large its layers are, all that are wanted are tried.
+    Where the file does not say how large its layers are, all that are wanted are tried, and ``total`` is 0.
+    ``shortage`` says why fewer than wanted are put there; "" if that is not so.
     """
 
     def __init__(self, path: Path, config: Config, library: Library, *, most: int, micro_batch: int) -> None:
         self._library = library
         self._config = config
         self._mask_bytes = mask_bytes_of(config.micro_batch or micro_batch)
-        self.layers = 0
+        self.layers = self.total = 0
+        self.shortage = ""
         self._weights: list[int] = []
+        self._output = 0
         self._places: list[int | None] = []
         free = self._free()
         if not free or not most:
             return
         self.layers = most
         try:
-            self._weights, output = weights_by_layer(path)
+            self._weights, self._output = weights_by_layer(path)
         except (OSError, HeaderError) as error:
             log.warning("the sizes of the layers are not known: %s; trying all that are wanted", error)
             return
@@ -51,27 +54,37 @@ class Fit:
             context = padded(config.ctx or min(model.n_ctx_train or AUTO_CONTEXT, AUTO_CONTEXT))
             cells = cells_for(config.parallel, context, config) if config.parallel else context
             kv_bytes = cells * (model.kv_cache_bytes(1, config.kv_type) // max(1, count) + self._mask_bytes)
-        self.layers = layers_that_fit(self._weights, output, kv_bytes, free, self._margin, most)
+        self.total = count + 1
+        self.layers = layers_that_fit(self._weights, self._output, kv_bytes, free, self._margin, most)
         self._places = placement(count, self.layers, free)
-        if self.layers < min(most, count + 1):
-            log.warning(
-                "%d of %d layers fit on the GPU, where %.1f GB are free: %s",
-                *(self.layers, count + 1, sum(free) / 1e9),
-                "the others are computed by the CPU" if self.layers else "the CPU computes alone",
-            )
+        if self.layers < min(most, self.total):
+            gpus = "the GPU" if len(free) == 1 else f"{len(free)} GPUs"
+            there = f"{self.layers} of {self.total} layers fit on {gpus}, where {sum(free) / 1e9:.1f} GB are free"
+            rest = "the others are computed by the CPU" if self.layers else "the CPU computes alone"
+            self.shortage = f"{there}: {rest}"
 
-    def room(self, model: Model) -> int:
-        """The KV cells for which there is memory, once the weights are loaded."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the model is put on GPUs, as far as is known."""
+        return self.layers > 0 and self.layers >= self.total
+
+    def room(self, model: Model, *, unloaded: int = 0) -> int:
+        """The KV cells for which there is memory behind the weights, of which ``unloaded`` bytes are not loaded yet:
+        all or none."""
         cell = max(1, model.kv_cache_bytes(1, self._config.kv_type))
         # Several engines on the processor start at the same time, and each sees all that there is.
         ram = int(available_memory() * MEMORY_SHARE / self._config.replicas)
         if not self.layers:
-            return max(0, ram - model.size_bytes) // cell
+            return max(0, ram - (unloaded or model.size_bytes)) // cell
+        free = self._free()
         if not self._places:
-            return sum(self._free()) // cell
-        of_cpu = sum(size for size, place in zip(self._weights, self._places, strict=False) if place is None)
+            return max(0, sum(free) - unloaded) // cell
+        needs = list(zip([*self._weights, self._output], self._places, strict=True))
+        if unloaded:
+            free = [there - sum(need for need, place in needs if place == gpu) for gpu, there in enumerate(free)]
+        of_cpu = sum(need for need, place in needs[:-1] if place is None)
         layer = cell // max(1, len(self._weights))
-        return cells_that_fit(self._places, layer, self._free(), self._margin, self._mask_bytes, ram - of_cpu)
+        return cells_that_fit(self._places, layer, free, self._margin, self._mask_bytes, ram - of_cpu)
 
     def _free(self) -> list[int]:
         """The free memory of each GPU; one that has none of its own takes the machine's."""

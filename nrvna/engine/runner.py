@@ -169,6 +169,8 @@ class Runner:
         config = self._config
         most = min(config.gpu_layers, self._limits.layers)
         self._fit = Fit(path, config, self._library, most=most, micro_batch=self._micro_batch)
+        if self._fit.shortage:
+            log.warning("%s", self._fit.shortage)
         # No job and no context: what is too much now is the weights.
         self._tries(Limits(1, 0, self._fit.layers))
         self.model = Model(path, gpu_layers=self._fit.layers, repack=repack, progress=self._progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -44,20 +43,28 @@ def test_embeddings_that_only_read_the_input_are_not_counted(tiny_models: dict[s
     assert weights_by_layer(untied)[1] == weights_by_layer(tiny_models["decoding embedder"])[1]
 
 
-def test_a_gpu_that_is_large_enough_takes_all(model_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert fit(model_file, 80 << 30).layers == LAYERS + 1
-    assert caplog.messages == []
+def test_a_gpu_that_is_large_enough_takes_all(model_file: Path) -> None:
+    found = fit(model_file, 80 << 30)
+    assert (found.layers, found.shortage, found.is_whole) == (LAYERS + 1, "", True)
 
 
-def test_a_small_gpu_takes_what_fits_and_says_so(model_file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
-    found = fit(model_file, 640 << 20).layers
-    assert 0 < found < LAYERS
-    assert caplog.messages == [
-        f"{found} of 31 layers fit on the GPU, where 0.7 GB are free: the others are computed by the CPU"
-    ]
-    assert fit(model_file, 100 << 20).layers == 0
-    assert caplog.messages[-1].endswith("the CPU computes alone")
+def test_a_small_gpu_takes_what_fits_and_says_so(model_file: Path) -> None:
+    found = fit(model_file, 640 << 20)
+    assert 0 < found.layers < LAYERS and not found.is_whole
+    said = "layers fit on the GPU, where 0.7 GB are free: the others are computed by the CPU"
+    assert found.shortage == f"{found.layers} of 31 {said}"
+    nothing = fit(model_file, 100 << 20, 100 << 20)
+    assert (nothing.layers, nothing.is_whole) == (0, False)
+    assert nothing.shortage == "0 of 31 layers fit on 2 GPUs, where 0.2 GB are free: the CPU computes alone"
+
+
+def test_room_is_about_the_same_before_and_after_loading(model: Model, model_file: Path) -> None:
+    loaded = model.size_bytes
+    alone = fit(model_file)
+    assert alone.room(model, unloaded=loaded) == alone.room(model)
+    before = fit(model_file, 8 << 30).room(model, unloaded=loaded)
+    # The input's embeddings are held by the CPU, and in this model by the GPU as well, for the logits.
+    assert abs(before - fit(model_file, (8 << 30) - loaded).room(model)) < 0.01 * before
 
 
 def test_a_smaller_cache_leaves_room_for_more_layers(model_file: Path) -> None:
