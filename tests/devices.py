@@ -12,6 +12,7 @@ from pathlib import Path
 
 from build_llama import Pin, PinnedSource
 from nvidia_driver import compile_library
+from processes import limit_growth
 
 from nrvna.config import llama_dir
 from nrvna.llama.location import find_build
@@ -79,6 +80,10 @@ class Devices:
                 return
             assert time.monotonic() < deadline and self._servers[name].poll() is None, "the device does not start"
             time.sleep(0.02)
+
+    def limit_growth(self, name: str, more: int) -> None:
+        """Have a device refuse more than so many bytes, whatever it says is free."""
+        limit_growth(self._servers[name].pid, more)
 
     def environment(self, *names: str) -> dict[str, str]:
         """What makes these the GPUs of a process that is started with it."""

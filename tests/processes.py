@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import resource
 import signal
 import struct
 import subprocess
@@ -64,6 +65,13 @@ def on_terminal(
                 shown += data
     os.close(controller)
     return shown.decode().replace("\r\n", "\n")
+
+
+def limit_growth(pid: int, slack: int) -> None:
+    """Let a process take so many more bytes of address space than it has, and no more."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    size = pages * resource.getpagesize() + slack
+    resource.prlimit(pid, resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
 
 
 class DaemonProcess:

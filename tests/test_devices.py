@@ -123,6 +123,19 @@ def test_it_answers_with_other_settings_too(
     assert offloaded(daemon.log) == (12 if options[0] == "--gpu-layers" else LAYERS)
 
 
+def test_where_a_device_refuses_memory_that_it_had_fewer_jobs_run_at_a_time(
+    devices: Devices, use: Callable[..., None], start_daemon: Start, workspace: Workspace
+) -> None:
+    name = devices.add()
+    devices.limit_growth(name, 200_000_000)
+    use(name)
+    daemon = start_daemon(workspace.path, *SMALL[4:], "--ctx", "1024", "--parallel", "64")
+    assert ANSWER in ask(workspace)
+    assert "not enough memory for 64 jobs at a time, 1024 tokens each, 31 layers on the GPU: trying 32" in daemon.log
+    assert "(memory allows no more)" in daemon.log
+    assert offloaded(daemon.log) == LAYERS
+
+
 def test_an_engine_on_each_device_shares_the_queue_and_a_device_that_is_lost_costs_no_job(
     devices: Devices, use: Callable[..., None], start_daemon: Start, workspace: Workspace
 ) -> None:

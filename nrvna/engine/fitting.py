@@ -53,9 +53,11 @@ class Fit:
             count = len(self._weights)
             context = padded(config.ctx or min(model.n_ctx_train or AUTO_CONTEXT, AUTO_CONTEXT))
             cells = cells_for(config.parallel, context, config) if config.parallel else context
-            kv_bytes = cells * (model.kv_cache_bytes(1, config.kv_type) // max(1, count) + self._mask_bytes)
+            kv_bytes = cells * model.kv_cache_bytes(1, config.kv_type) // max(1, count)
         self.total = count + 1
-        self.layers = layers_that_fit(self._weights, self._output, kv_bytes, free, self._margin, most)
+        # The mask is there once on each GPU, however many layers it has.
+        margin = self._margin + cells * self._mask_bytes
+        self.layers = layers_that_fit(self._weights, self._output, kv_bytes, free, margin, most)
         self._places = placement(count, self.layers, free)
         if self.layers < min(most, self.total):
             gpus = "the GPU" if len(free) == 1 else f"{len(free)} GPUs"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from processes import DaemonProcess, command
+from processes import DaemonProcess, command, limit_growth
 
 from nrvna.job import JobState
 from nrvna.workspace import Workspace
@@ -32,13 +31,6 @@ def assert_all_answered(workspace: Path, ids: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     jobs = [Workspace(workspace).find(job_id) for job_id in ids]
     assert {job.state for job in jobs} == {JobState.DONE}
-
-
-def limit_growth(pid: int, slack: int) -> None:
-    """Let a process take so many more bytes of address space than it has, and no more."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
-    size = pages * resource.getpagesize() + slack
-    resource.prlimit(pid, resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
 
 
 @pytest.fixture
