@@ -174,6 +174,21 @@ def test_what_reproducible_mode_can_promise_on_a_device_is_found_out_and_kept(
     assert answers == [alone, alone]
 
 
+def test_what_jobs_share_is_computed_once_there_too(
+    devices: Devices, use: Callable[..., None], start_daemon: Start, workspace: Workspace
+) -> None:
+    use(devices.add())
+    context = "You are asked about a village with a mill, a bridge and nine houses. " * 10
+    Path(workspace.path, ".nrvna", "context.txt").write_text(context)
+    prompts = "\n".join(f"Write the number {number}." for number in range(8))
+    ids = command("wrk", workspace.path, "--lines", "-", stdin=prompts.encode()).stdout.split()
+    start_daemon(workspace.path, *SMALL)
+    assert command("flw", "-w", workspace.path).returncode == 0
+    receipts = [receipt for job_id in ids if (receipt := workspace.receipt(workspace.find(job_id)))]
+    cached = sorted(receipt.cached_tokens or 0 for receipt in receipts)
+    assert len(cached) == 8 and cached[0] == 0 and cached[1] > 100
+
+
 def test_vectors_are_computed_there_as_well(
     devices: Devices, use: Callable[..., None], start_daemon: Start, workspace: Workspace, embedder_file: Path
 ) -> None:
