@@ -29,7 +29,7 @@ from nrvna.placement import places
 from nrvna.progress import first_line, token_line
 from nrvna.replica import SAY_LOADING_EVERY_S, Replica
 from nrvna.service import Signals, Starter, log_to, notify
-from nrvna.startpage import offloaded, start_page
+from nrvna.startpage import counted, offloaded, start_page
 from nrvna.task import Task
 from nrvna.troubles import Troubles
 from nrvna.workspace import Workspace
@@ -361,9 +361,9 @@ class Daemon:
         self._is_announced = False
         self._troubles.forget(f"{replica.prefix}engine")
         self._troubles.guard("saying that it is ready", self._announce)
-        shape = "%sready: %s on %s, %d jobs at a time, %d tokens each, %d threads"
-        shown = (about.description, about.backend, about.parallel, about.context, about.threads)
-        log.info(shape, replica.prefix, *shown)
+        jobs, threads = counted(about.parallel, "job"), counted(about.threads, "thread")
+        shape = "%sready: %s on %s, %s at a time, %d tokens each, %s"
+        log.info(shape, replica.prefix, about.description, about.backend, jobs, about.context, threads)
         if is_first:
             self._troubles.guard("counting jobs", partial(self._show_start_page, replica, about))
             self._starter.tell({"ready": ""})

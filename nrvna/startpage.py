@@ -27,8 +27,8 @@ def start_page(
     ``engine`` says which this is ``about``, where there are several."""
     rows = {
         "model": f"{about.description}: {model['path']} ({_size(model['size'])})",
-        "runs on": f"{about.device or 'unknown'} ({about.backend}), {_count(about.threads, 'thread')}; "
-        f"{_count(about.parallel, 'job')} at a time, {about.context} tokens each{engine and f'; {engine}'}",
+        "runs on": f"{about.device or 'unknown'} ({about.backend}), {counted(about.threads, 'thread')}; "
+        f"{counted(about.parallel, 'job')} at a time, {about.context} tokens each{engine and f'; {engine}'}",
         **({"offloaded": offloaded(about)} if about.offloaded else {}),
         "workspace": f"{workspace}: {_waiting(queued)}{_beside(peers)}",
         "settings": _settings(config),
@@ -45,7 +45,7 @@ def offloaded(about: Ready) -> str:
         for share in about.shares
         if share.weights
     ]
-    return "; ".join([f"{about.offloaded} of {_count(about.layers, 'layer')}", *shares])
+    return "; ".join([f"{about.offloaded} of {counted(about.layers, 'layer')}", *shares])
 
 
 def _waiting(queued: int) -> str:
@@ -72,7 +72,7 @@ def _use(about: Ready, model: dict[str, Any], config: Config, workspace: str, *,
     return f"`wrk {name}{kind}{place} PROMPT` queues, `flw {place}` shows, {end} stops{log}"
 
 
-def _count(number: int, thing: str) -> str:
+def counted(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
 

@@ -335,9 +335,10 @@ class Runner:
             self.findings = replace(examine(self._context, slots=1), batching=False)
         weights = "" if repack else ", weights not repacked"
         log.info(
-            "reproducible: %d jobs at a time, cached prefixes %s, interrupted answers %s%s; "
+            "reproducible: %d job%s at a time, cached prefixes %s, interrupted answers %s%s; "
             "it costs some speed, see the README",
             self.shape.parallel,
+            "" if self.shape.parallel == 1 else "s",
             "reused" if self.shares else "not reused",
             "resumed" if found.resuming else "started afresh",
             weights,
