@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 from build_llama import Pin, PinnedSource
 from nvidia_driver import compile_library
 from processes import limit_growth
 
 from nrvna.config import llama_dir
+from nrvna.llama import Library
+from nrvna.llama.library import Device
 from nrvna.llama.location import find_build
 
 _HERE = Path(__file__).parent / "remote_devices"
@@ -30,6 +34,12 @@ long sysconf(int name) {
     return name == _SC_PHYS_PAGES ? atol(getenv("TEST_BYTES")) / real(_SC_PAGESIZE) : real(name);
 }
 """
+
+
+def made_up(*free: int) -> Library:
+    """A library that says it knows of GPUs with so much free memory, where only numbers matter."""
+    gpus = [Device(f"GPU{index}", "made up", True, size, 2 * size) for index, size in enumerate(free)]
+    return cast("Library", SimpleNamespace(devices=lambda: gpus))
 
 
 class Devices:

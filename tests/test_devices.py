@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from devices import Devices
+from devices import Devices, made_up
 from processes import DaemonProcess, command, until
 
+from nrvna.config import Config
+from nrvna.engine.fitting import Fit
 from nrvna.engine.offload import placement
 from nrvna.job import JobState
 from nrvna.workspace import Workspace
@@ -95,8 +97,19 @@ def test_of_a_model_that_does_not_fit_the_processor_computes_the_rest(
     assert checked.returncode == 0 and "verdict       will work" in checked.stdout
 
 
-def test_a_model_is_split_by_layer_over_devices_as_foreseen(
+def test_a_device_without_room_is_not_touched_and_keeps_nothing_from_the_others(
     devices: Devices, use: Callable[..., None], start_daemon: Start, workspace: Workspace
+) -> None:
+    full, free, another = devices.add(100_000_000), devices.add(), devices.add(100_000_000)
+    use(full, free, another)
+    daemon = start_daemon(workspace.path, *SMALL, "--gpus", "0+1+2", "--llama-log-level", "info")
+    assert ANSWER in ask(workspace)
+    assert offloaded(daemon.log) == LAYERS
+    assert set(re.findall(r"\[([\d.:]+)\] \w+ buffer size", daemon.log)) == {free}
+
+
+def test_a_model_is_split_by_layer_over_devices_as_foreseen(
+    devices: Devices, use: Callable[..., None], start_daemon: Start, workspace: Workspace, model_file: Path
 ) -> None:
     memory = (4_000_000_000, 2_000_000_000)
     names = [devices.add(size) for size in memory]
@@ -105,7 +118,9 @@ def test_a_model_is_split_by_layer_over_devices_as_foreseen(
     assert ANSWER in ask(workspace)
     # The last context that was opened is the one that serves.
     held = [float(re.findall(rf"\[{name}\] KV buffer size = +([\d.]+) MiB", daemon.log)[-1]) for name in names]
-    foreseen = placement(LAYERS - 1, LAYERS, memory)[:-1]
+    fit = Fit(model_file, Config(ctx=512, parallel=4), made_up(*memory), most=99, micro_batch=512)
+    assert fit.split
+    foreseen = placement(LAYERS - 1, fit.layers, fit.split)[:-1]
     assert held[0] / held[1] == pytest.approx(foreseen.count(0) / foreseen.count(1), rel=0.01)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from nrvna.config import Config
 from nrvna.engine.layout import padded
 from nrvna.engine.machine import available_memory
-from nrvna.engine.offload import cells_that_fit, layers_that_fit, margin_of, mask_bytes_of, placement
+from nrvna.engine.offload import cells_that_fit, layers_that_fit, margin_of, mask_bytes_of, placement, room_beside
 from nrvna.engine.shape import AUTO_CONTEXT, MEMORY_SHARE, cells_for
 from nrvna.llama import Library, Model
 from nrvna.llama.gguf import HeaderError, parts_of, read_header
@@ -27,7 +27,8 @@ class Fit:
     context of one job, or of all where their number was named. What computes the logits counts as one.
 
     Where the file does not say how large its layers are, all that are wanted are tried, and ``total`` is 0.
-    ``shortage`` says why fewer than wanted are put there; "" if that is not so.
+    ``split`` is each GPU's part of them, None where llama.cpp is to choose. ``shortage`` says why fewer than wanted
+    are put there; "" if that is not so.
     """
 
     def __init__(self, path: Path, config: Config, library: Library, *, most: int, micro_batch: int) -> None:
@@ -36,6 +37,7 @@ class Fit:
         self._mask_bytes = mask_bytes_of(config.micro_batch or micro_batch)
         self.layers = self.total = 0
         self.shortage = ""
+        self.split: list[int] | None = None
         self._weights: list[int] = []
         self._output = 0
         self._places: list[int | None] = []
@@ -56,9 +58,9 @@ class Fit:
             kv_bytes = cells * model.kv_cache_bytes(1, config.kv_type) // max(1, count)
         self.total = count + 1
         # The mask is there once on each GPU, however many layers it has.
-        margin = self._margin + cells * self._mask_bytes
-        self.layers = layers_that_fit(self._weights, self._output, kv_bytes, free, margin, most)
-        self._places = placement(count, self.layers, free)
+        self.split = room_beside(self._margin + cells * self._mask_bytes, free)
+        self.layers = layers_that_fit(self._weights, self._output, kv_bytes, self.split, most)
+        self._places = placement(count, self.layers, self.split)
         if self.layers < min(most, self.total):
             gpus = "the GPU" if len(free) == 1 else f"{len(free)} GPUs"
             there = f"{self.layers} of {self.total} layers fit on {gpus}, where {sum(free) / 1e9:.1f} GB are free"

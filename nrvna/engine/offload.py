@@ -1,7 +1,7 @@
 """Which layers of a model GPUs hold, and how many of them fit: numbers alone, in bytes, and no library.
 
 llama.cpp counts what computes the logits as one more layer, the last. Of a number of layers it puts the last ones on
-the GPUs, in proportion to the memory that is free on each.
+the GPUs, each of which gets a part of them.
 """
 
 from __future__ import annotations
@@ -18,31 +18,36 @@ _FLOAT, _HALF = 4, 2
 _ROWS = 24
 
 
-def placement(n_layers: int, on_gpu: int, free: Sequence[int]) -> list[int | None]:
+def placement(n_layers: int, on_gpu: int, parts: Sequence[int]) -> list[int | None]:
     """The GPU of each layer and, behind them, of the logits, where ``on_gpu`` of them are wanted on GPUs; None is the
-    CPU. ``free`` is each GPU's memory when the model is loaded."""
+    CPU. ``parts`` is each GPU's part of these, as a part of the sum."""
     count = n_layers + 1
-    on_gpu = min(on_gpu, count) if sum(free) else 0
-    bounds = [part / sum(free) for part in accumulate(free)] if on_gpu else []
-    dealt = [min(bisect_right(bounds, place / on_gpu), len(free) - 1) for place in range(on_gpu)]
+    on_gpu = min(on_gpu, count) if sum(parts) else 0
+    bounds = [part / sum(parts) for part in accumulate(parts)] if on_gpu else []
+    dealt = [min(bisect_right(bounds, place / on_gpu), len(parts) - 1) for place in range(on_gpu)]
     return [None] * (count - on_gpu) + dealt
 
 
+def room_beside(margin: int, free: Sequence[int]) -> list[int]:
+    """What each GPU has room for, where ``margin`` of its ``free`` memory must stay free if it holds anything."""
+    return [max(0, there - margin) for there in free]
+
+
 def layers_that_fit(
-    layer_bytes: Sequence[int], output_bytes: int, kv_bytes: int, free: Sequence[int], margin: int, wish: int
+    layer_bytes: Sequence[int], output_bytes: int, kv_bytes: int, room: Sequence[int], wish: int
 ) -> int:
     """The most layers, no more than ``wish``, that the GPUs hold with their part of the KV cache; 0 if none.
 
     ``layer_bytes`` are each layer's weights, ``output_bytes`` those of the logits, and ``kv_bytes`` is the KV cache
-    of one layer. ``margin`` stays free on each GPU that holds anything.
+    of one layer. Each GPU gets layers in proportion to its ``room``.
     """
     needs = [*(size + kv_bytes for size in layer_bytes), output_bytes]
     for on_gpu in range(min(wish, len(needs)), 0, -1):
         held: dict[int, int] = {}
-        for need, gpu in zip(needs, placement(len(layer_bytes), on_gpu, free), strict=True):
+        for need, gpu in zip(needs, placement(len(layer_bytes), on_gpu, room), strict=True):
             if gpu is not None:
-                held[gpu] = held.get(gpu, margin) + need
-        if held and all(size <= free[gpu] for gpu, size in held.items()):
+                held[gpu] = held.get(gpu, 0) + need
+        if held and all(size <= room[gpu] for gpu, size in held.items()):
             return on_gpu
     return 0
 

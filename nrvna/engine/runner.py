@@ -173,7 +173,9 @@ class Runner:
             log.warning("%s", self._fit.shortage)
         # No job and no context: what is too much now is the weights.
         self._tries(Limits(1, 0, self._fit.layers))
-        self.model = Model(path, gpu_layers=self._fit.layers, repack=repack, progress=self._progress)
+        self.model = Model(
+            path, gpu_layers=self._fit.layers, split=self._fit.split, repack=repack, progress=self._progress
+        )
         if not self.model.is_generative:
             raise EncoderError(f"{path} is an encoder: it does not continue a text")
         self.prompts = PromptEncoder(self.model, config.chat_template)

@@ -35,7 +35,11 @@ enum llama_pooling_type {
 
 typedef bool (*llama_progress_callback)(float progress, void * user_data);
 
+typedef struct ggml_backend_device * ggml_backend_dev_t;
+
 struct llama_model_params {
+    ggml_backend_dev_t * devices;
+    const float * tensor_split;
     int32_t n_gpu_layers;
     llama_progress_callback progress_callback;
     void * progress_callback_user_data;
@@ -122,7 +126,7 @@ enum ggml_backend_dev_type {
     GGML_BACKEND_DEVICE_TYPE_IGPU,
     ...
 };
-typedef struct ggml_backend_device * ggml_backend_dev_t;
+size_t llama_max_devices(void);
 size_t ggml_backend_dev_count(void);
 ggml_backend_dev_t ggml_backend_dev_get(size_t index);
 const char * ggml_backend_dev_name(ggml_backend_dev_t device);

@@ -86,18 +86,27 @@ class Library:
         return self.string(self.lib.llama_print_system_info())
 
     def devices(self) -> list[Device]:
-        """What ggml can compute on: GPUs, and the CPU."""
-        lib = self.lib
-        gpus = (lib.GGML_BACKEND_DEVICE_TYPE_GPU, lib.GGML_BACKEND_DEVICE_TYPE_IGPU)
+        """What ggml can compute on: GPUs, and the CPU. An integrated GPU counts where there is no other."""
+        lib, gpus = self.lib, self.gpus()
         found = []
-        for index in range(lib.ggml_backend_dev_count()):
-            device = lib.ggml_backend_dev_get(index)
+        for device in self._handles():
             free, total = self.ffi.new("size_t *"), self.ffi.new("size_t *")
             lib.ggml_backend_dev_memory(device, free, total)
             name, description = lib.ggml_backend_dev_name(device), lib.ggml_backend_dev_description(device)
-            is_gpu = lib.ggml_backend_dev_type(device) in gpus
+            is_gpu = device in gpus
             found.append(Device(self.string(name), self.string(description), is_gpu, int(free[0]), int(total[0])))
         return found
+
+    def gpus(self) -> list[Any]:
+        """ggml's handles of those devices that are GPUs, in the same order."""
+        lib, handles = self.lib, self._handles()
+        for kind in (lib.GGML_BACKEND_DEVICE_TYPE_GPU, lib.GGML_BACKEND_DEVICE_TYPE_IGPU):
+            if found := [device for device in handles if lib.ggml_backend_dev_type(device) == kind]:
+                return found
+        return []
+
+    def _handles(self) -> list[Any]:
+        return [self.lib.ggml_backend_dev_get(index) for index in range(self.lib.ggml_backend_dev_count())]
 
     @contextmanager
     def complaints(self) -> Iterator[list[str]]:

@@ -59,7 +59,9 @@ _SHALLOW_TEXT = 4096
 class Model(Handle):
     """A model loaded from a GGUF file. Several contexts may share one.
 
-    ``gpu_layers`` is the number of layers to put on a GPU, where there is one. ``vocab_only`` loads no weights:
+    ``gpu_layers`` is the number of layers to put on GPUs, where there are any. ``split`` has a number for each GPU,
+    in the order of :meth:`Library.gpus`: its part of these layers, as a part of the sum. One with 0 is not touched,
+    and none is where no layer goes there. Without it their free memory decides. ``vocab_only`` loads no weights:
     enough to tokenise and to read the metadata. ``repack`` False leaves the weights in the file's order, without the
     faster orders that ggml knows for some formats. ``progress`` is called with 0.0 to 1.0 and may raise to stop.
     ``placement`` is where the weights went.
@@ -73,6 +75,7 @@ class Model(Handle):
         path: str | Path,
         *,
         gpu_layers: int = 99,
+        split: Sequence[float] | None = None,
         vocab_only: bool = False,
         repack: bool = True,
         progress: Callable[[float], None] | None = None,
@@ -82,6 +85,13 @@ class Model(Handle):
         library = load_library()
         params = library.lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
+        if split is not None or not gpu_layers:
+            parts = [(gpu, part) for gpu, part in zip(library.gpus(), split or (), strict=False) if part > 0]
+            # Borrowed by params while the model is read.
+            devices = library.ffi.new("ggml_backend_dev_t[]", [*(gpu for gpu, _ in parts), library.ffi.NULL])
+            shares = library.ffi.new("float[]", library.lib.llama_max_devices())
+            shares[0 : len(parts)] = [part for _, part in parts]
+            params.devices, params.tensor_split = devices, shares
         params.vocab_only = vocab_only
         params.use_extra_bufts = repack
         reporter = _Reporter(progress)

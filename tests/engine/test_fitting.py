@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from devices import made_up
 
 from nrvna.config import Config
 from nrvna.engine.fitting import Fit, weights_by_layer
 from nrvna.engine.shape import choose_shape
 from nrvna.limits import Limits
-from nrvna.llama import Library, Model
+from nrvna.llama import Model
 from nrvna.llama.gguf import parts_of
-from nrvna.llama.library import Device
 
 LAYERS = 30
 
 
-def with_gpus(*free: int) -> Library:
-    """A library that knows of GPUs with so much free memory."""
-    gpus = [Device(f"GPU{index}", "made up", True, size, 2 * size) for index, size in enumerate(free)]
-    return cast("Library", SimpleNamespace(devices=lambda: gpus))
-
-
 def fit(path: Path, *free: int, most: int = 99, **settings: Any) -> Fit:
-    return Fit(path, Config(**settings), with_gpus(*free), most=most, micro_batch=512)
+    return Fit(path, Config(**settings), made_up(*free), most=most, micro_batch=512)
 
 
 def test_the_sizes_of_the_layers_add_up_to_the_models(model: Model, model_file: Path) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrvna.engine.offload import cells_that_fit, layers_that_fit, placement
+from nrvna.engine.offload import cells_that_fit, layers_that_fit, placement, room_beside
 
 GB = 1 << 30
 gpus = st.lists(st.integers(0, 100), min_size=1, max_size=4)
 sizes = st.lists(st.integers(0, 20), min_size=1, max_size=40)
 
 
-def taken(layers: list[int], output: int, kv: int, free: list[int], on_gpu: int) -> list[int]:
+def taken(layers: list[int], output: int, kv: int, room: list[int], on_gpu: int) -> list[int]:
     """What each GPU has to hold."""
-    held = [0] * len(free)
+    held = [0] * len(room)
     needs = [*(size + kv for size in layers), output]
-    for need, gpu in zip(needs, placement(len(layers), on_gpu, free), strict=True):
+    for need, gpu in zip(needs, placement(len(layers), on_gpu, room), strict=True):
         if gpu is not None:
             held[gpu] += need
     return held
@@ -29,7 +29,7 @@ def test_the_last_layers_go_first_and_what_computes_the_logits_counts_as_one() -
     assert placement(4, 99, [GB]) == [0] * 5
 
 
-def test_several_gpus_get_shares_in_proportion_to_their_free_memory() -> None:
+def test_several_gpus_get_layers_in_proportion_to_their_parts() -> None:
     assert placement(7, 99, [GB, GB]) == [0, 0, 0, 0, 1, 1, 1, 1]
     assert placement(7, 99, [3 * GB, GB]) == [0, 0, 0, 0, 0, 0, 1, 1]
     assert placement(7, 4, [GB, GB]) == [None, None, None, None, 0, 0, 1, 1]
@@ -38,15 +38,20 @@ def test_several_gpus_get_shares_in_proportion_to_their_free_memory() -> None:
 
 def test_a_model_that_fits_is_on_the_gpu_as_a_whole_and_no_more_than_was_wished() -> None:
     layers = [100] * 32
-    assert layers_that_fit(layers, 300, 10, [5000], 500, 99) == 33
-    assert layers_that_fit(layers, 300, 10, [5000], 500, 7) == 7
-    assert layers_that_fit(layers, 300, 10, [5000], 500, 0) == 0
+    assert layers_that_fit(layers, 300, 10, room_beside(500, [5000]), 99) == 33
+    assert layers_that_fit(layers, 300, 10, room_beside(500, [5000]), 7) == 7
+    assert layers_that_fit(layers, 300, 10, room_beside(500, [5000]), 0) == 0
 
 
 def test_a_model_that_is_too_large_leaves_layers_to_the_cpu() -> None:
     # 300 for the logits, 500 to spare: 10 layers of 110 are left.
-    assert layers_that_fit([100] * 32, 300, 10, [1900], 500, 99) == 11
-    assert layers_that_fit([100] * 32, 300, 10, [700], 500, 99) == 0
+    assert layers_that_fit([100] * 32, 300, 10, room_beside(500, [1900]), 99) == 11
+    assert layers_that_fit([100] * 32, 300, 10, room_beside(500, [700]), 99) == 0
+
+
+def test_a_gpu_without_room_beside_its_margin_gets_nothing_and_keeps_nothing_from_the_others() -> None:
+    assert room_beside(500, [400, 5000, 500]) == [0, 4500, 0]
+    assert layers_that_fit([100] * 32, 300, 10, room_beside(500, [400, 5000, 500]), 99) == 33
 
 
 @given(layers=sizes, output=st.integers(0, 40), kv=st.integers(0, 5), free=gpus, margin=st.integers(0, 20))
@@ -54,12 +59,13 @@ def test_what_is_said_to_fit_fits_and_nothing_more_would(
     layers: list[int], output: int, kv: int, free: list[int], margin: int
 ) -> None:
     wish = len(layers) + 1
-    found = layers_that_fit(layers, output, kv, free, margin, wish)
+    room = room_beside(margin, free)
+    found = layers_that_fit(layers, output, kv, room, wish)
     assert 0 <= found <= wish
 
     def fits(on_gpu: int) -> bool:
-        used = {gpu for gpu in placement(len(layers), on_gpu, free) if gpu is not None}
-        held = taken(layers, output, kv, free, on_gpu)
+        used = {gpu for gpu in placement(len(layers), on_gpu, room) if gpu is not None}
+        held = taken(layers, output, kv, room, on_gpu)
         return len(used) > 0 and all(held[gpu] + margin <= free[gpu] for gpu in used)
 
     assert found == 0 or fits(found)
@@ -69,10 +75,10 @@ def test_what_is_said_to_fit_fits_and_nothing_more_would(
 @given(layers=sizes, output=st.integers(0, 40), free=st.integers(0, 400), margin=st.integers(0, 20))
 def test_on_one_gpu_more_memory_never_holds_less(layers: list[int], output: int, free: int, margin: int) -> None:
     wish = len(layers) + 1
-    less = layers_that_fit(layers, output, 1, [free], margin, wish)
-    assert less <= layers_that_fit(layers, output, 1, [free + 10], margin, wish)
-    assert less >= layers_that_fit(layers, output, 2, [free], margin, wish)
-    assert less >= layers_that_fit(layers, output, 1, [free], margin + 1, wish)
+    less = layers_that_fit(layers, output, 1, room_beside(margin, [free]), wish)
+    assert less <= layers_that_fit(layers, output, 1, room_beside(margin, [free + 10]), wish)
+    assert less >= layers_that_fit(layers, output, 2, room_beside(margin, [free]), wish)
+    assert less >= layers_that_fit(layers, output, 1, room_beside(margin + 1, [free]), wish)
 
 
 @given(count=st.integers(1, 80), on_gpu=st.integers(0, 100), free=gpus)
