@@ -207,8 +207,20 @@ def test_what_jobs_share_is_computed_once_there_too(
 def test_vectors_are_computed_there_as_well(
     devices: Devices, use: Callable[..., None], start_daemon: Start, workspace: Workspace, embedder_file: Path
 ) -> None:
-    use(devices.add())
+    use(devices.add(100_000_000))
     daemon = start_daemon(workspace.path, model=embedder_file)
     vector = command("wrk", "-w", workspace.path, "--embed", "A text")
     assert vector.returncode == 0 and vector.stdout.startswith("[")
     assert "offloaded  7 of 7 layers" in daemon.log
+    assert "WARNING" not in daemon.log
+
+
+def test_vectors_are_computed_by_the_processor_where_the_device_refuses_the_memory(
+    devices: Devices, use: Callable[..., None], start_daemon: Start, workspace: Workspace, embedder_file: Path
+) -> None:
+    name = devices.add()
+    devices.limit_growth(name, 10_000_000)
+    use(name)
+    daemon = start_daemon(workspace.path, model=embedder_file)
+    assert command("wrk", "-w", workspace.path, "--embed", "A text").returncode == 0
+    assert "not enough memory on the GPU: the CPU computes" in daemon.log

@@ -169,8 +169,6 @@ class Runner:
         config = self._config
         most = min(config.gpu_layers, self._limits.layers)
         self._fit = Fit(path, config, self._library, most=most, micro_batch=self._micro_batch)
-        if self._fit.shortage:
-            log.warning("%s", self._fit.shortage)
         # No job and no context: what is too much now is the weights.
         self._tries(Limits(1, 0, self._fit.layers))
         self.model = Model(
@@ -178,6 +176,8 @@ class Runner:
         )
         if not self.model.is_generative:
             raise EncoderError(f"{path} is an encoder: it does not continue a text")
+        if self._fit.shortage:
+            log.warning("%s", self._fit.shortage)
         self.prompts = PromptEncoder(self.model, config.chat_template)
         self.adapters = {name: Adapter(self.model, file) for name, file in adapters_of(config).items()}
         self.has_tiled_attention = self._warm_up()
