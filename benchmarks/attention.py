@@ -26,9 +26,10 @@ from typing import Any
 from benchmarks import report
 from benchmarks.contenders import BenchmarkError, exit_code
 from benchmarks.throughput import say
-from nrvna.config import Config, engine_environment, llama_dir
+from nrvna.config import Config, llama_dir
 from nrvna.engine.layout import padded
 from nrvna.engine.machine import physical_cores
+from nrvna.environment import engine_environment
 from nrvna.llama import Batch, Context, Model, load_library
 
 BATCH_TOKENS = 512

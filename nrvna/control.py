@@ -18,7 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nrvna.config import Config, Setting, daemon_environment
+from nrvna.config import Config, Setting
+from nrvna.environment import daemon_environment
 from nrvna.errors import UnsafeWorkspaceError, WorkspaceError
 from nrvna.files import folders_in
 from nrvna.terminal import abandon_stdout, printable

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from nrvna import __version__, logs
 from nrvna.arguments import Parser
-from nrvna.config import SETTINGS, Config, add_options, engine_environment, from_environment
+from nrvna.config import SETTINGS, Config, add_options, from_environment
 from nrvna.engine.protocol import pack
+from nrvna.environment import engine_environment
 from nrvna.errors import ModelNotFoundError, NoFolderError, NrvnaError, SettingError, WorkspaceError
 from nrvna.placement import first_place
 from nrvna.service import Starter, log_to

@@ -13,8 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nrvna.config import ALL_GPUS, Config, engine_environment, gpu_groups
+from nrvna.config import ALL_GPUS, Config, gpu_groups
 from nrvna.engine.protocol import pack
+from nrvna.environment import engine_environment
 from nrvna.errors import EngineError, SettingError
 
 log = logging.getLogger("nrvna")

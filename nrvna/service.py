@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from nrvna.config import notify_socket, starter_descriptor
+from nrvna.environment import notify_socket, starter_descriptor
 
 
 class Signals:

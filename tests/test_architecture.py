@@ -18,6 +18,7 @@ ALLOWED = {
     "__init__": {"client", "handle", "request", "job", "errors"},
     "errors": set(),
     "config": {"errors"},
+    "environment": {"config"},
     "job": {"errors"},
     "files": {"errors"},
     "terminal": set(),
@@ -37,11 +38,11 @@ ALLOWED = {
     "submit": {"workspace", "job", "order", "files", "errors"},
     "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "errors"},
     "finished": {"lease", "submit", "workspace", "job", "files", "errors"},
-    "service": {"config"},
+    "service": {"environment"},
     "logs": {"config", "job"},
     "limits": set(),
     "startpage": {"config", "engine", "terminal", "workspace"},
-    "control": {"config", "files", "terminal", "workspace", "errors"},
+    "control": {"config", "environment", "files", "terminal", "workspace", "errors"},
     "tune": {"config", "engine", "terminal", "errors"},
     "grammar": {"grammar", "errors"},
     "batch": {"batch", "workspace", "job", "order", "task", "config", "grammar", "files", "terminal", "errors"},
@@ -50,7 +51,7 @@ ALLOWED = {
         *("batch", "terminal", "errors"),
     },
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
-    "placement": {"config", "engine", "errors"},
+    "placement": {"config", "environment", "engine", "errors"},
     "replica": {"placement", "engine", "lease", "limits", "errors"},
     "dispatch": {"replica", "lease"},
     "filing": {"replica", "lease", "job", "errors"},
@@ -61,7 +62,7 @@ ALLOWED = {
     },
     "daemon": {
         *("serving", "control", "tune", "placement", "engine", "workspace", "service", "logs", "config"),
-        *("arguments", "terminal", "errors"),
+        *("environment", "arguments", "terminal", "errors"),
     },
     "tools": {"wrk", "flw", "daemon"},
     "manual": {"tools", "arguments", "config"},
@@ -90,7 +91,10 @@ ALLOWED = {
         *("live", "batch", "terminal", "errors"),
     },
     "llama": {"llama", "errors"},
-    "engine": {"engine", "llama", "grammar", "config", "job", "task", "progress", "logs", "limits", "errors"},
+    "engine": {
+        *("engine", "llama", "grammar", "config", "environment", "job", "task", "progress", "logs", "limits"),
+        "errors",
+    },
 }
 # The engine's side of the pipe, of which the daemon loads the part that needs no model.
 DAEMON_MAY_LOAD = {"nrvna.engine.process", "nrvna.engine.protocol"}

@@ -218,14 +218,14 @@ def test_readme_and_docs_show_the_tables_of_settings() -> None:
     assert markdown_table(everything=True) in (ROOT / "docs" / "settings.md").read_text()
 
 
-def test_settings_and_the_terminals_variables_are_read_from_the_environment_in_one_place_each() -> None:
+def test_settings_the_terminals_variables_and_those_of_other_processes_are_read_in_one_place_each() -> None:
     readers = []
     for path in (ROOT / "nrvna").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
             if name in ("environ", "getenv", "environb"):
                 readers.append(path.name)
-    assert set(readers) == {"config.py", "terminal.py"}
+    assert set(readers) == {"config.py", "terminal.py", "environment.py"}
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nrvna.config import Config, engine_environment, from_environment, gpu_groups
+from nrvna.config import Config, from_environment, gpu_groups
 from nrvna.engine import process
 from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import pack
+from nrvna.environment import engine_environment
 from nrvna.errors import SettingError
 from nrvna.placement import Place, first_place, fitting, places, weights_of
 

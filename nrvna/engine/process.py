@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nrvna import logs
-from nrvna.config import Config, engine_environment
+from nrvna.config import Config
 from nrvna.engine.protocol import Unpacker, pack
+from nrvna.environment import engine_environment
 from nrvna.limits import Limits
 
 # -P: modules of the user's current folder are not the engine's.

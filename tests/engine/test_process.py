@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from nrvna.config import Config, Sampling, engine_environment
+from nrvna.config import Config, Sampling
 from nrvna.engine.protocol import Unpacker, pack
+from nrvna.environment import engine_environment
 
 COMMAND = [sys.executable, "-P", "-m", "nrvna.engine"]
 CONFIG = Config(parallel=2, ctx=2048, reproducible=1)

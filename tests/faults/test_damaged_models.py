@@ -22,10 +22,11 @@ from typing import NoReturn
 import pytest
 from processes import DaemonProcess, until
 
-from nrvna.config import Config, Sampling, engine_environment, llama_dir
+from nrvna.config import Config, Sampling, llama_dir
 from nrvna.engine.engine import Engine
 from nrvna.engine.runner import Runner
 from nrvna.engine.work import Request
+from nrvna.environment import engine_environment
 from nrvna.errors import JobError, NrvnaError, TemplateError, TokenizeError
 from nrvna.job import JobState
 from nrvna.llama import load_library
