@@ -151,7 +151,7 @@ def status(workspace: Workspace) -> int:
     peers = _peers(workspace)
     counts = workspace.counts()
     for peer in peers:
-        print(_row(peer), *_replicas(peer), sep="\n")
+        print(_row(peer), *_engines(peer), sep="\n")
     if not peers:
         print(f"no daemon serves {workspace.path}")
     print("jobs         " + ", ".join(f"{number} {state}" for state, number in counts._asdict().items()))
@@ -166,17 +166,19 @@ def _row(peer: Peer) -> str:
         since = datetime.fromisoformat(peer.since).astimezone()
         said += f" since {since:%Y-%m-%d %H:%M:%S}"
     if peer.ready:
-        said += (
-            f", {sum(1 for _ in folders_in(peer.folder))} jobs at hand, {peer.about.get('parallel', '?')} at a time"
-        )
+        said += f", {sum(1 for _ in folders_in(peer.folder))} jobs at hand"
+        if parallel := peer.about.get("parallel"):
+            said += f", {parallel} at a time"
     if not holds_lock(peer):
         said += f", on {peer.host or 'another machine'} or in a container"
     said += f": {peer.model.get('path')}{', named' if peer.named else ''}"
     return printable(said).replace("\n", " ")
 
 
-def _replicas(peer: Peer) -> Iterator[str]:
-    """A row for each of its engines, where it has several and told of them."""
+def _engines(peer: Peer) -> Iterator[str]:
+    """A row for each of its engines, where it has several and told of them, and for one that does not run."""
+    if trouble := peer.about.get("trouble"):
+        yield printable(f"  {trouble}").replace("\n", " ")
     told = peer.about.get("replicas")
     for one in told if isinstance(told, list) else ():
         if isinstance(one, dict):

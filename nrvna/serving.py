@@ -232,6 +232,8 @@ class Daemon:
         """What the engines that are ready say of themselves, taken together."""
         ready = [replica.ready for replica in self._replicas if replica.ready]
         about = ready[0].to_dict() if ready else {}
+        if len(self._replicas) == 1 and not ready:
+            about["trouble"] = self._replicas[0].trouble or "its engine ended; another is being started"
         if len(self._replicas) > 1:
             about["parallel"] = sum(one.parallel for one in ready)
             about["replicas"] = [
@@ -402,7 +404,7 @@ class Daemon:
         end, last_words, smaller = replica.bury()
         crashed = replica.at_work
         if was_serving:
-            self._is_announced = self._is_announced and len(self._replicas) == 1
+            self._is_announced = False
         if smaller:
             died = "%sthe engine ended with %s for want of memory: starting another with %s"
             log.warning(died, replica.prefix, end, smaller)
@@ -430,7 +432,7 @@ class Daemon:
         """Raises EngineError if none can, and none ever could."""
         replica.trouble = trouble
         if self._was_ready:
-            self._is_announced = self._is_announced and len(self._replicas) == 1
+            self._is_announced = False
             self._say_troubles()
         elif all(other.trouble for other in self._replicas):
             is_same = all(other.trouble == trouble for other in self._replicas)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from processes import DaemonProcess, until
+from processes import DaemonProcess, command, until
 
 from nrvna.job import JobState
 from nrvna.lease import recover
@@ -115,9 +115,15 @@ def test_an_engine_that_cannot_start_again_is_tried_again_until_it_can(
     os.kill(daemon.engine_pid(), signal.SIGKILL)
     daemon.wait_log("the engine cannot start: no model file")
     assert daemon.process.poll() is None
+
+    def status() -> list[str]:
+        return command("daemon", "--status", workspace.path).stdout.splitlines()
+
+    until(lambda: status()[1].startswith("  the engine cannot start: no model file"), "the status")
     job_id = workspace.submit("Say yes.")
     model.symlink_to(model_file)
     until(lambda: workspace.find(job_id).state is JobState.DONE, "the answer")
+    until(lambda: " at a time: " in status()[0] and status()[1].startswith("jobs"), "the status")
 
 
 @pytest.mark.slow
