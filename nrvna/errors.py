@@ -18,10 +18,28 @@ _NO_MEMORY = (
     "can't start new thread",
 )
 
+# Characters of an exception that a job's reason repeats.
+_LONGEST_SURPRISE = 300
+
 
 def speaks_of_memory(text: str) -> bool:
     """Whether a library's words about its failure, or its end, say that it was for want of memory."""
     return any(words in text.lower() for words in _NO_MEMORY)
+
+
+def reason_of(error: Exception) -> str:
+    """Why a job fails, in one line: what nrvna raised on purpose says so itself.
+
+    Anything else is a mistake of nrvna's: the log gets all of it.
+    """
+    if isinstance(error, NrvnaError):
+        return str(error)
+    # Imported here: the tools log nothing, and it takes a while.
+    import logging
+
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_SURPRISE]
+    logging.getLogger("nrvna").error("a job failed of what nobody foresaw: %s", said, exc_info=error)
+    return f"nrvna failed at this job, by a mistake of its own: {said}; please report it with the daemon's log"
 
 
 class NrvnaError(Exception):

@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nrvna import logs
-from nrvna.config import LOG_LEVELS, Config, Sampling
+from nrvna.config import LOG_LEVELS, Config
 from nrvna.engine.check import check_model
 from nrvna.engine.devices import explain, list_devices, open_library, require_gpus
 from nrvna.engine.encoder import Encoder
 from nrvna.engine.engine import Engine, Event
+from nrvna.engine.intake import Intake
 from nrvna.engine.machine import take_share
 from nrvna.engine.protocol import Ready, Unpacker, pack, pack_files
 from nrvna.engine.runner import Runner
 from nrvna.engine.tally import Tally
 from nrvna.engine.vectors import Vectors
-from nrvna.engine.work import Request
-from nrvna.errors import EncoderError, JobError, NrvnaError, TemplateError, TokenizeError
+from nrvna.errors import EncoderError, NrvnaError
+from nrvna.job import Receipt
 from nrvna.limits import Limits
-from nrvna.task import ANSWER, EMBED, RERANK, Task
+from nrvna.task import ANSWER, EMBED, RERANK
 
 log = logging.getLogger("nrvna.engine")
 
@@ -34,6 +35,10 @@ log = logging.getLogger("nrvna.engine")
 _PR_SET_PDEATHSIG = 1
 # What others wait so that those who start do so a step earlier: less than a tenth of a small model's step on a CPU.
 _GO_PATIENCE_S = 0.002
+# How long the first jobs of a pile wait for others that are being read.
+_READING_PATIENCE_S = 0.2
+# The most that a thread at work on a prompt, in Python, keeps one that has just computed a step from going on.
+_SWITCH_S = 0.001
 # Steps of a pile after which it is said where their time went.
 _WORTH_A_WORD = 100
 
@@ -42,25 +47,38 @@ Engines = dict[str, Engine | Vectors]
 
 
 class Channel:
-    """Both directions of the pipe. A thread reads, so that the daemon never waits for a decode to be heard."""
+    """Both directions of the pipe. A thread reads, so that the daemon never waits for a decode to be heard.
+
+    What else is to be heard on the thread of the engines goes the same way, with :meth:`put`.
+    """
 
     def __init__(self) -> None:
         # The protocol gets a descriptor of its own: whatever prints to stdout then lands in the log.
         self._output = os.dup(1)
+        self._writing = threading.Lock()
         os.dup2(2, 1)
         self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         unpacker = Unpacker()
-        while data := os.read(0, 1 << 16):
-            for message in unpacker.feed(data):
-                self._messages.put(message)
+        try:
+            while data := os.read(0, 1 << 16):
+                for message in unpacker.feed(data):
+                    self.put(message)
+        except Exception:
+            # Deaf, it would be of no use to anybody.
+            log.exception("the engine does not understand its daemon")
+            os._exit(1)
         self._leave()
 
     def _leave(self) -> NoReturn:
         """The daemon is gone or wants no more: nothing here is worth another moment."""
         os._exit(0)
+
+    def put(self, message: dict[str, Any]) -> None:
+        """Let this be heard after what came before it. From any thread."""
+        self._messages.put(message)
 
     def next(self, wait_s: float | None) -> dict[str, Any] | None:
         """The next message, None if there is none within that time; without a time it waits for ever."""
@@ -70,16 +88,19 @@ class Channel:
             return None
 
     def send(self, message: dict[str, Any]) -> None:
+        """Tell the daemon. From any thread."""
         data = memoryview(pack(message))
         try:
-            while data:
-                data = data[os.write(self._output, data) :]
+            with self._writing:
+                while data:
+                    data = data[os.write(self._output, data) :]
         except BrokenPipeError:
             self._leave()
 
 
 def serve(channel: Channel) -> int:
     """Load the model that the first message names and answer jobs until stdin ends."""
+    sys.setswitchinterval(_SWITCH_S)
     first = channel.next(None)
     assert first is not None
     config, path = Config.from_dict(first["config"]), Path(first["path"])
@@ -93,9 +114,10 @@ def serve(channel: Channel) -> int:
     except (NrvnaError, OSError, MemoryError) as error:
         channel.send({"fatal": str(error)})
         return 1
+    intake = Intake(engines, channel.send, lambda incoming: channel.put({"read": incoming}))
     channel.send({"ready": ready.to_dict()})
     while True:
-        _answer_pile(engines, channel)
+        _answer_pile(engines, channel, intake)
 
 
 def _open_engines(
@@ -120,27 +142,28 @@ def _open_engines(
     return {ANSWER: Engine(runner, model, gated=True), EMBED: vectors, RERANK: vectors}, runner.ready()
 
 
-def _answer_pile(engines: Engines, channel: Channel) -> None:
+def _answer_pile(engines: Engines, channel: Channel, intake: Intake) -> None:
     """Answer jobs from the first that comes until none is left."""
     message = channel.next(None)
     different = list(dict.fromkeys(engines.values()))
     # The first jobs of a pile come one by one, and are done sooner if they begin together.
     while message:
-        _hear(engines, channel, message)
-        message = channel.next(max(engine.patience_s for engine in different))
+        _hear(different, intake, message)
+        patience_s = max(engine.patience_s for engine in different)
+        message = channel.next(max(patience_s, _READING_PATIENCE_S) if intake.is_reading else patience_s)
     for engine in different:
         engine.tally = Tally()
     while busy := [engine for engine in different if not engine.is_idle]:
         wait_s = None if all(engine.is_held_up for engine in busy) else 0
         while message := channel.next(wait_s):
-            _hear(engines, channel, message)
+            _hear(different, intake, message)
             wait_s = 0
         begun = {job_id: start for engine in different for job_id, start in engine.start().items()}
         if begun:
             channel.send({"starts": {job_id: start._asdict() for job_id, start in begun.items()}})
             # Their go is mostly there before they would miss a step.
             if message := channel.next(_GO_PATIENCE_S):
-                _hear(engines, channel, message)
+                _hear(different, intake, message)
         for engine in different:
             if engine.is_idle or engine.is_held_up:
                 continue
@@ -151,7 +174,7 @@ def _answer_pile(engines: Engines, channel: Channel) -> None:
         # A few jobs on their own are no measure of anything, and suspects run alone by the dozen.
         level = logging.INFO if engine.tally.steps >= _WORTH_A_WORD else logging.DEBUG
         log.log(level, "nothing left: %s", engine.tally)
-        if isinstance(engine, Vectors) and ANSWER in engines:
+        if isinstance(engine, Vectors) and ANSWER in engines and not intake.is_reading:
             # The answers may need it.
             engine.rest()
 
@@ -161,37 +184,27 @@ def _emit(channel: Channel, events: list[Event]) -> None:
     channel.send({"new": {event.id: (event.token, event.text, event.draws) for event in unfinished}})
     for event in events:
         if event.receipt is not None:
-            done = {"done": event.id, "answer": event.answer, "receipt": event.receipt._asdict()}
-            channel.send({**done, "beside": pack_files(event.beside)})
+            channel.send(_done(event, event.receipt))
 
 
-def _hear(engines: Engines, channel: Channel, message: dict[str, Any]) -> None:
+def _done(event: Event, receipt: Receipt) -> dict[str, Any]:
+    done = {"done": event.id, "answer": event.answer, "receipt": receipt._asdict()}
+    return {**done, "beside": pack_files(event.beside)}
+
+
+def _hear(engines: list[Engine | Vectors], intake: Intake, message: dict[str, Any]) -> None:
     match message:
         case {"add": request}:
-            _add(engines, channel, request)
+            intake.add(request)
+        case {"read": incoming}:
+            intake.take(incoming)
         case {"go": ids}:
-            for engine in dict.fromkeys(engines.values()):
+            for engine in engines:
                 engine.go(ids)
         case {"drop": job_id}:
-            for engine in dict.fromkeys(engines.values()):
+            intake.drop(job_id)
+            for engine in engines:
                 engine.drop(job_id)
-
-
-def _add(engines: Engines, channel: Channel, request: dict[str, Any]) -> None:
-    job_id = request["id"]
-    # Templates and tokenisers run on the user's text: if one of them kills the process, the daemon knows at what.
-    channel.send({"reads": job_id})
-    try:
-        sampling, task = Sampling(**request["sampling"]), Task.from_dict(request["task"])
-        if task.kind not in engines:
-            raise JobError("this model continues no text, it makes vectors: ask for one with `wrk --embed`")
-        joined = engines[task.kind].add(Request(**{**request, "sampling": sampling, "task": task}))
-    except (JobError, TemplateError, TokenizeError) as error:
-        channel.send({"refused": job_id, "reason": str(error)})
-        return
-    channel.send({"waits": job_id})
-    if joined:
-        channel.send({"joins": job_id, "leader": joined.leader, "text": joined.text})
 
 
 def _die_with_parent() -> None:

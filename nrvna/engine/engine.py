@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import secrets
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 from nrvna import __version__
-from nrvna.config import MAX_SEED
-from nrvna.engine.answer import Answer
-from nrvna.engine.choices import ChoiceTree
-from nrvna.engine.prompt import Conversation, Encoded
-from nrvna.engine.resume import Attempt, key_of, read_attempt, usable_head
+from nrvna.engine.reader import Reader
 from nrvna.engine.runner import Runner, Sampled
 from nrvna.engine.scheduler import Chunk, Move, Scheduler
 from nrvna.engine.sequence import Sequence
 from nrvna.engine.tally import Tally
 from nrvna.engine.work import AnswerWork, ChoiceWork, Request, Work
-from nrvna.errors import ContextError, DecodeMemoryError, JobError, NoSlotError
-from nrvna.grammar.schema import schema_to_gbnf
+from nrvna.errors import ContextError, DecodeMemoryError, NoSlotError, reason_of
 from nrvna.job import Receipt, timestamp
 
 log = logging.getLogger("nrvna.engine")
@@ -90,7 +83,7 @@ class Engine:
         self._gated = gated
         # Where the model lies does not change what it answers.
         file = {name: value for name, value in model.items() if name != "path"}
-        self._origin = {**runner.origin, "model": file, "nrvna": __version__}
+        self._reader = Reader(runner, {**runner.origin, "model": file, "nrvna": __version__}, gated=gated)
         layout = runner.layout
         self._scheduler = Scheduler(
             parallel=layout.parallel,
@@ -118,104 +111,36 @@ class Engine:
         return self._scheduler.is_held_up
 
     def add(self, request: Request) -> Joined | None:
-        """Take a request in. One that asks for the very same as another is not computed again, but joined to it.
+        """Take a request in: :meth:`read` and :meth:`take` in one."""
+        return self.take(self.read(request))
+
+    def read(self, request: Request) -> Work:
+        """All that takes long before a request can begin; on any thread, also while others are being answered.
 
         Raises JobError or TemplateError if it can never be answered.
         """
-        name = request.task.lora
-        if name and name not in self._runner.adapters:
-            offered = ", ".join(self._runner.adapters) or "none"
-            raise JobError(f"no adapter {name!r}: nrvnad was started with {offered}, see NRVNA_LORA")
-        work: Work = self._choice(request) if request.task.choices else self._answer(request)
+        return self._reader.read(request)
+
+    def take(self, work: Work) -> Joined | None:
+        """Take in what was read. One that asks for the very same as another is joined to it, not computed again."""
         if work.identity:
             known = self._known.setdefault(work.identity, work)
             if known is not work:
-                known.requests.append(request)
+                self.discard(work)
+                known.requests += work.requests
                 return Joined(known.requests[0].id, known.text_so_far)
-        self._resume(work, request.resume)
         for sequence in work.sequences:
             self._scheduler.add(sequence)
             self._works[sequence] = work
         return None
 
-    def _answer(self, request: Request) -> AnswerWork:
-        task, asked = request.task, request.sampling
-        grammar = schema_to_gbnf(json.loads(task.json_schema)) if task.json_schema else task.grammar
-        self._runner.check(asked, grammar)
-        marks = None if task.raw else self._runner.prompts.reasoning
-        opening = self._runner.prompts.tokens_of(marks.start) if grammar and marks else []
-        encoded = self._encode(request, answer_tokens=asked.predict, added=len(opening))
-        thinking = encoded.thinking
-        if opening and not encoded.thinking and not encoded.thought:
-            # Whether it would think is seen in its first token, which the grammar would rule out.
-            encoded.tokens.extend(opening)
-            thinking = True
-        return AnswerWork(
-            request,
-            self._sequence(request, encoded.tokens, asked.predict),
-            encoded.notes,
-            partial(Answer, stops=asked.stop, marks=None if encoded.thought else marks, thinking=thinking),
-            self._piece,
-            grammar=grammar,
-            end_of_thought=tuple(self._runner.prompts.tokens_of(marks.end)) if marks else (),
-        )
-
-    def _choice(self, request: Request) -> ChoiceWork:
-        choices, model = request.task.choices, self._runner.model
-        tree = ChoiceTree([model.tokenize(choice, add_special=False) for choice in choices])
-        marks = self._runner.prompts.reasoning
-        closing = self._runner.prompts.tokens_of(marks.end) if marks else []
-        encoded = self._encode(request, answer_tokens=1, added=len(closing) + max(map(len, tree.branches)))
-        if encoded.thinking:
-            # The choice is read off at once: a thought before it would have to be sampled.
-            encoded.tokens.extend(closing)
-        sequences = {path: self._sequence(request, [*encoded.tokens, *path], 1) for path in tree.branches}
-        return ChoiceWork(request, sequences, encoded.notes, tree, model.ends)
-
-    def _encode(self, request: Request, *, answer_tokens: int, added: int) -> Encoded:
-        """The prompt's tokens, to which so many may be ``added``.
-
-        Raises JobError if they leave no room for an answer, which may be short.
-        """
-        context, task = self._scheduler.context, request.task
-        system = "\n\n".join(part for part in (request.system, task.system) if part and not task.raw)
-        messages = [*task.messages, (task.role, request.prompt)]
-        if system:
-            messages.insert(0, ("system", system))
-        conversation = Conversation(tuple(messages), task.template_kwargs, task.raw)
-        overflow = request.sampling.overflow
-        # Whoever has a prompt cut wants an answer; whoever does not is told only where there can be none.
-        room = 1 if overflow == "fail" else min(answer_tokens, context // 2)
-        return self._runner.prompts.encode(conversation, limit=context - room - added, overflow=overflow)
-
-    def _sequence(self, request: Request, tokens: list[int], most: int) -> Sequence:
-        gated, adapter = self._gated, request.task.lora
-        return Sequence(request.id, tokens, most, cleared=not gated, adapter=adapter, priority=request.priority)
-
-    def _piece(self, token: int) -> bytes:
-        """A token's bytes; control tokens have some only where they mark reasoning."""
-        return self._runner.model.piece(token, special=token in self._runner.prompts.marking_tokens)
-
-    def _resume(self, work: Work, record: object) -> None:
-        """Settle seed and key, and take over the tokens on record if they were generated for the very same."""
-        asked, attempt = work.sampling, read_attempt(record)
-        prompt, about = work.sequences[0].key, [self._origin, work.constraint, work.sequences[0].adapter]
-        if attempt:
-            work.sampling = replace(asked, seed=attempt.seed) if asked.seed is None else asked
-            work.key = key_of(prompt, work.sampling, about)
-            if attempt.key == work.key:
-                if isinstance(work, AnswerWork) and self._runner.can_resume(work.sampling, work.grammar):
-                    self._take_over(work, attempt)
-                return
-        work.sampling = replace(asked, seed=secrets.randbelow(MAX_SEED + 1)) if asked.seed is None else asked
-        work.key = key_of(prompt, work.sampling, about)
-
-    def _take_over(self, work: AnswerWork, attempt: Attempt) -> None:
-        model, sequence = self._runner.model, work.sequence
-        # One token at least is left to sample, else it would not have been unfinished.
-        most = sequence.most_tokens(self._scheduler.context) - len(sequence.prompt) - 1
-        tokens = usable_head(attempt.tokens, most=most, n_vocab=model.n_vocab, is_end=model.is_end)
-        work.take_over(tokens, attempt.draws[: len(tokens)])
+    def discard(self, work: Work) -> None:
+        """Free what reading a request has made. What cannot be freed costs memory and no answer."""
+        if isinstance(work, AnswerWork):
+            try:
+                self._runner.end(work.sequence)
+            except Exception:
+                log.exception("the sampler of %s cannot be freed", work.sequence.id)
 
     @property
     def patience_s(self) -> float:
@@ -237,8 +162,6 @@ class Engine:
                     # It ran before, until the cache was divided anew or had no room, or another of its sequences did.
                     continue
                 work.started = time.time()
-                if isinstance(work, AnswerWork):
-                    self._runner.begin(work)
                 assert work.sampling.seed is not None
                 begun[sequence.id] = Start(work.key, work.sampling.seed, work.kept)
                 if not sequence.cleared:
@@ -266,13 +189,12 @@ class Engine:
 
     def _forget(self, work: Work) -> None:
         """Free what a prompt on its way holds."""
-        if work.started and isinstance(work, AnswerWork):
-            self._runner.end(work.sequence)
         for sequence in work.sequences:
             if self._works.pop(sequence, None):
                 self._scheduler.release(sequence)
-        if work.identity:
-            self._known.pop(work.identity, None)
+        if self._known.get(work.identity) is work:
+            del self._known[work.identity]
+        self.discard(work)
 
     def step(self) -> list[Event]:
         """Plan a batch, decode it, sample from it. Raises DecodeError; the engine is then of no more use."""
@@ -295,15 +217,28 @@ class Engine:
         with self.tally.timed("emit"):
             self.tally.steps += 1
             self.tally.tokens += len(sampled)
-            events = [
-                event
-                for (work, _), found in zip(answers, sampled, strict=True)
-                for event in self._advance(work, found)
-            ]
+            events: list[Event] = []
+            for (work, _), found in zip(answers, sampled, strict=True):
+                events += self._guarded(work, partial(self._advance, work, found))
             for sequence, index in outputs:
                 if isinstance(choice := self._works.get(sequence), ChoiceWork):
-                    events += self._advance_choice(choice, sequence, index)
+                    events += self._guarded(choice, partial(self._advance_choice, choice, sequence, index))
             return events
+
+    def _guarded(self, work: Work, advance: Callable[[], list[Event]]) -> list[Event]:
+        """What a step did for one work: whatever it raises there is that work's own failure, and the others go on.
+
+        Raises MemoryError, which is everybody's.
+        """
+        try:
+            return advance()
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = reason_of(error)
+            self._forget(work)
+            failures = [Receipt.of_failure(request.id, request.queued, reason) for request in work.requests]
+            return [Event(failure.id, receipt=failure._replace(model=self._model)) for failure in failures]
 
     def _decode(self, plan: list[Chunk]) -> list[int] | None:
         """The index of each chunk's output; None if there was no room, and some was made for the next step."""

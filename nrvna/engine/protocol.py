@@ -18,7 +18,8 @@ From the engine, one key each that names the kind, the first where there are sev
                                           dies for want of memory, it was too much
     {"ready": {...}}                      the shape it chose, in ``Ready``'s fields
     {"fatal": "reason"}                   it cannot start; it ends
-    {"reads": id}                         it is at turning this prompt into tokens: if it dies now, it was of that
+    {"reads": id}                         it is at turning this prompt into tokens, several at once if one takes long:
+                                          if it dies now, it may have been of that
     {"waits": id}                         it is not at it any more: the job waits in it for a slot
     {"joins": id, "leader": id, "text": "..."}
                                           it asks for the very same as another: both are computed once, and there is

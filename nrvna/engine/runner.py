@@ -47,6 +47,7 @@ from nrvna.errors import (
     ModelMemoryError,
     NrvnaError,
     SettingError,
+    reason_of,
 )
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.limits import Limits
@@ -69,7 +70,7 @@ def _pass_over(_: Limits) -> None:
 
 
 class Sampled(NamedTuple):
-    """A token, how many random numbers it took, and why there is none, where the grammar has led into a dead end."""
+    """A token, how many random numbers it took, and why there is none, such as a grammar that led into a dead end."""
 
     token: int
     draws: int
@@ -370,7 +371,7 @@ class Runner:
     # Sequences.
 
     def begin(self, work: AnswerWork) -> None:
-        """Make a sampler for a new answer, or for one that goes on with what it has generated."""
+        """Make a sampler for a new answer, or for one that goes on with what it has generated. On any thread."""
         try:
             sampler = self._replayed(work)
         except GrammarError:
@@ -380,8 +381,12 @@ class Runner:
         self._samplers[work.sequence] = sampler
 
     def _replayed(self, work: AnswerWork) -> Sampler:
-        sequence, draws = work.sequence, work.draws
-        sampler = Sampler(self.model, links_for(self.model, work.sampling))
+        sequence, draws, asked = work.sequence, work.draws, work.sampling
+        # What looks back sets memory aside for all that it was asked to look at, and there is never more than this.
+        most = self.shape.context
+        last_n, dry_last_n = min(asked.repeat_last_n, most), min(asked.dry_penalty_last_n, most)
+        asked = replace(asked, repeat_last_n=last_n, dry_penalty_last_n=dry_last_n)
+        sampler = Sampler(self.model, links_for(self.model, asked))
         sampler.accept(sequence.prompt)
         if sampler.is_replayable:
             # The grammar rules the answer alone.
@@ -399,8 +404,9 @@ class Runner:
             sampler.constrain(Grammar(work.grammar))
 
     def end(self, sequence: Sequence) -> None:
-        """Free the sampler of a sequence."""
-        self._samplers.pop(sequence).close()
+        """Free the sampler of a sequence, if it has one."""
+        if sampler := self._samplers.pop(sequence, None):
+            sampler.close()
 
     def apply(self, moves: Rows[Move]) -> None:
         """Make the scheduler's changes to the KV cache."""
@@ -452,18 +458,20 @@ class Runner:
 
     def _sample(self, row: tuple[AnswerWork, int]) -> Sampled:
         work, index = row
-        sampler = self._samplers[work.sequence]
-        forced = work.forced()
-        if forced is not None:
-            sampler.force(forced)
-            return Sampled(forced, 1)
-        before = sampler.draws
         try:
+            sampler = self._samplers[work.sequence]
+            forced = work.forced()
+            if forced is not None:
+                sampler.force(forced)
+                return Sampled(forced, 1)
+            before = sampler.draws
             self._constrain(work, sampler)
             token = sampler.sample(self._context, index)
-        except GrammarError as error:
-            return Sampled(0, 0, str(error))
-        return Sampled(token, sampler.draws - before)
+            return Sampled(token, sampler.draws - before)
+        except MemoryError:
+            raise
+        except Exception as error:
+            return Sampled(0, 0, reason_of(error))
 
     def check(self, sampling: Sampling, grammar: str | None = None) -> None:
         """Raises JobError, GrammarError among them, for what no sampler can be made of."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -12,11 +13,11 @@ from numpy.typing import NDArray
 
 from nrvna import __version__
 from nrvna.engine.embedder import Embedder
-from nrvna.engine.engine import Event, Joined, Start
+from nrvna.engine.engine import Event, Start
 from nrvna.engine.tally import Tally
 from nrvna.engine.vector import to_json, to_npy
 from nrvna.engine.work import Request
-from nrvna.errors import JobError
+from nrvna.errors import JobError, reason_of
 from nrvna.job import Receipt, timestamp
 from nrvna.task import EMBED, RERANK
 
@@ -24,7 +25,9 @@ from nrvna.task import EMBED, RERANK
 AT_ONCE = 32
 
 
-class _Work(NamedTuple):
+class VectorWork(NamedTuple):
+    """A request and its inputs as tokens: one to embed, or one for each document to rank."""
+
     request: Request
     inputs: list[list[int]]
 
@@ -39,11 +42,12 @@ class Vectors:
     def __init__(self, embedder: Callable[[], Embedder], about: dict[str, Any], *, gated: bool = False) -> None:
         self._make_embedder = embedder
         self._embedder: Embedder | None = None
+        self._making = threading.Lock()
         self._about = about
         self._gated = gated
-        self._waiting: deque[_Work] = deque()
-        self._awaiting_go: dict[str, _Work] = {}
-        self._ready: list[_Work] = []
+        self._waiting: deque[VectorWork] = deque()
+        self._awaiting_go: dict[str, VectorWork] = {}
+        self._ready: list[VectorWork] = []
         self.tally = Tally()
 
     @property
@@ -58,25 +62,31 @@ class Vectors:
     def patience_s(self) -> float:
         return 0.0
 
-    def add(self, request: Request) -> Joined | None:
-        """Take a request in. Raises JobError if it can never be answered."""
-        if self._embedder is None:
-            self._embedder = self._make_embedder()
-        embedder = self._embedder
+    def add(self, request: Request) -> None:
+        """Take a request in: :meth:`read` and :meth:`take` in one."""
+        self.take(self.read(request))
+
+    def read(self, request: Request) -> VectorWork:
+        """Turn a request into tokens, on any thread. Raises JobError if it can never be answered."""
+        embedder = self._opened
         if request.task.kind == RERANK:
             if not embedder.can_rerank:
                 raise JobError(
                     "this model cannot rank: start nrvnad with one made for it, such as bge-reranker-v2-m3"
                 )
             pairs = (embedder.tokenize_pair(request.prompt, document) for document in request.task.documents)
-            inputs = list(pairs)
-        else:
-            if embedder.can_rerank:
-                raise JobError("this model ranks documents and makes no embeddings: queue with `wrk --rerank FILE`")
-            inputs = [embedder.tokenize(request.prompt)]
-        ahead = sum(work.request.priority >= request.priority for work in self._waiting)
-        self._waiting.insert(ahead, _Work(request, inputs))
-        return None
+            return VectorWork(request, list(pairs))
+        if embedder.can_rerank:
+            raise JobError("this model ranks documents and makes no embeddings: queue with `wrk --rerank FILE`")
+        return VectorWork(request, [embedder.tokenize(request.prompt)])
+
+    def take(self, work: VectorWork) -> None:
+        """Take in what was read."""
+        ahead = sum(other.request.priority >= work.request.priority for other in self._waiting)
+        self._waiting.insert(ahead, work)
+
+    def discard(self, _: VectorWork, /) -> None:
+        """Free what reading a request has made, where it is not taken: nothing here."""
 
     def start(self) -> dict[str, Start]:
         """Begin the next requests; returns them by id. Unless gated, a step does this too."""
@@ -103,7 +113,7 @@ class Vectors:
             self._embedder.close()
 
     def step(self) -> list[Event]:
-        """Compute those that have their go. Raises DecodeError."""
+        """Compute those that have their go. Raises MemoryError."""
         if not self._gated:
             self.go(self.start())
         ready, self._ready = self._ready, []
@@ -115,7 +125,9 @@ class Vectors:
         try:
             vectors = self._opened.embed([work.inputs[0] for work in embeds])
             events = [self._embedded(work, vector, started) for work, vector in zip(embeds, vectors, strict=True)]
-        except JobError:
+        except MemoryError:
+            raise
+        except Exception:
             # One of them: the others have nothing to do with it.
             events = [self._answered(work, self._embedded_alone, started) for work in embeds]
         rankings = (work for work in ready if work.request.task.kind == RERANK)
@@ -123,23 +135,31 @@ class Vectors:
 
     @property
     def _opened(self) -> Embedder:
-        assert self._embedder
-        return self._embedder
+        with self._making:
+            if self._embedder is None:
+                self._embedder = self._make_embedder()
+            return self._embedder
 
-    def _answered(self, work: _Work, answer: Callable[[_Work, float], Event], started: float) -> Event:
+    def _answered(self, work: VectorWork, answer: Callable[[VectorWork, float], Event], started: float) -> Event:
         try:
             return answer(work, started)
+        except MemoryError:
+            raise
         except JobError as error:
             return self._event(work, "", started, error=str(error))
+        except Exception as error:
+            asked = work.request
+            failure = Receipt.of_failure(asked.id, asked.queued, reason_of(error))
+            return Event(asked.id, receipt=failure._replace(**self._about))
 
-    def _embedded_alone(self, work: _Work, started: float) -> Event:
+    def _embedded_alone(self, work: VectorWork, started: float) -> Event:
         [vector] = self._opened.embed(work.inputs)
         return self._embedded(work, vector, started)
 
-    def _embedded(self, work: _Work, vector: NDArray[np.float32], started: float) -> Event:
+    def _embedded(self, work: VectorWork, vector: NDArray[np.float32], started: float) -> Event:
         return self._event(work, to_json(vector) + "\n", started, vector)
 
-    def _ranked(self, work: _Work, started: float) -> Event:
+    def _ranked(self, work: VectorWork, started: float) -> Event:
         scores, documents = self._opened.rerank(work.inputs), work.request.task.documents
         best_first = sorted(range(len(documents)), key=lambda index: -scores[index])
         lines = [f"{scores[index]:.6f}\t{index + 1}\t{documents[index]}\n" for index in best_first]
@@ -147,7 +167,7 @@ class Vectors:
 
     def _event(
         self,
-        work: _Work,
+        work: VectorWork,
         answer: str,
         started: float,
         vector: NDArray[np.float32] | None = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,36 +111,49 @@ class Library:
 
     @contextmanager
     def complaints(self) -> Iterator[list[str]]:
-        """The lines that llama.cpp logs as errors meanwhile: its only word on why a call returned NULL."""
-        lines: list[str] = []
-        self._logger.listeners.append(lines)
-        try:
+        """The lines that llama.cpp logs as errors meanwhile: its only word on why a call returned NULL.
+
+        What is computed on other threads at the same time has its own.
+        """
+        with _added(self._logger.heard.complaints) as lines:
             yield lines
-        finally:
-            self._logger.listeners.remove(lines)
 
     @contextmanager
     def remarks(self) -> Iterator[list[str]]:
-        """The lines that llama.cpp logs as information meanwhile, whether they are shown or not."""
-        lines: list[str] = []
-        self._logger.readers.append(lines)
-        try:
+        """The lines that llama.cpp logs as information meanwhile, on this thread, whether they are shown or not."""
+        with _added(self._logger.heard.remarks) as lines:
             yield lines
-        finally:
-            self._logger.readers.remove(lines)
 
     def _on_progress(self, fraction: float, handle: Any) -> bool:
         report: Callable[[float], bool] = self.ffi.from_handle(handle)
         return report(fraction)
 
 
+@contextmanager
+def _added(listeners: list[list[str]]) -> Iterator[list[str]]:
+    lines: list[str] = []
+    listeners.append(lines)
+    try:
+        yield lines
+    finally:
+        listeners.pop()
+
+
+class _Heard(threading.local):
+    """What a thread has heard of llama.cpp's log: half a line, its level, and who listens to errors and remarks."""
+
+    def __init__(self) -> None:
+        self.line = ""
+        self.level = logging.DEBUG
+        self.complaints: list[list[str]] = []
+        self.remarks: list[list[str]] = []
+
+
 class _Logger:
     """Feeds llama.cpp's log to the logger ``nrvna.llama``, whole lines at a time."""
 
     def __init__(self, ffi: Any, lib: Any) -> None:
-        # Of errors, and of information.
-        self.listeners: list[list[str]] = []
-        self.readers: list[list[str]] = []
+        self.heard = _Heard()
         self._ffi = ffi
         self._continued = lib.GGML_LOG_LEVEL_CONT
         self._levels = {
@@ -148,28 +162,27 @@ class _Logger:
             lib.GGML_LOG_LEVEL_INFO: logging.INFO,
             lib.GGML_LOG_LEVEL_DEBUG: logging.DEBUG,
         }
-        self._level = logging.DEBUG
-        self._line = ""
         ffi.def_extern(name="nrvna_on_log")(self._on_log)
 
     def _on_log(self, level: int, text: Any, _: Any) -> None:
+        heard = self.heard
         if level != self._continued:
-            self._level = self._levels.get(level, logging.DEBUG)
-        if not self.listeners and not self.readers and not log.isEnabledFor(self._level):
+            heard.level = self._levels.get(level, logging.DEBUG)
+        if not heard.complaints and not heard.remarks and not log.isEnabledFor(heard.level):
             return
-        self._line += self._ffi.string(text).decode("utf-8", "replace")
-        *lines, self._line = self._line.split("\n")
+        heard.line += self._ffi.string(text).decode("utf-8", "replace")
+        *lines, heard.line = heard.line.split("\n")
         for line in filter(str.strip, lines):
-            if self._level == logging.INFO:
-                for reader in self.readers:
+            if heard.level == logging.INFO:
+                for reader in heard.remarks:
                     reader.append(line)
-            if self._level == logging.ERROR and self.listeners:
+            if heard.level == logging.ERROR and heard.complaints:
                 # It becomes the exception's reason, which the user reads once.
-                self.listeners[-1].append(line.strip())
+                heard.complaints[-1].append(line.strip())
                 log.debug("%s", line)
             else:
                 asked_for = any(words in line for words in _ASKED_FOR)
-                log.log(logging.DEBUG if asked_for else self._level, "%s", line)
+                log.log(logging.DEBUG if asked_for else heard.level, "%s", line)
 
 
 _loaded: Library | None = None

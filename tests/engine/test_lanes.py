@@ -1,0 +1,63 @@
+"""Threads that do tasks in their order, unless one of them takes long."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from processes import PATIENCE_S, until
+
+from nrvna.engine.lanes import Lanes
+
+
+def test_tasks_are_done_one_after_the_other_in_their_order() -> None:
+    lanes = Lanes(4, patience_s=60)
+    done: list[int] = []
+    at_once: list[int] = []
+    busy = threading.Semaphore(1)
+
+    def task(number: int) -> None:
+        if not busy.acquire(blocking=False):
+            at_once.append(number)
+        time.sleep(0.0005)
+        done.append(number)
+        busy.release()
+
+    for number in range(200):
+        lanes.add(lambda number=number: task(number))  # type: ignore[misc]
+    until(lambda: lanes.is_idle, "the last task")
+    assert done == list(range(200))
+    assert at_once == []
+
+
+def test_a_task_that_takes_long_is_passed_by_all_the_others_in_their_order() -> None:
+    lanes = Lanes(2, patience_s=0.01)
+    done: list[int] = []
+    release = threading.Event()
+    lanes.add(lambda: release.wait(PATIENCE_S) and done.append(-1))  # type: ignore[func-returns-value, arg-type]
+    for number in range(50):
+        lanes.add(lambda number=number: done.append(number))  # type: ignore[misc]
+    until(lambda: len(done) == 50, "the others")
+    assert not lanes.is_idle
+    release.set()
+    until(lambda: lanes.is_idle, "the slow one")
+    assert done == [*range(50), -1]
+
+
+def test_as_many_slow_tasks_as_there_are_lanes_hold_up_the_rest_and_no_fewer() -> None:
+    lanes = Lanes(3, patience_s=0.01)
+    release = threading.Event()
+    begun: list[int] = []
+
+    def slow(number: int) -> None:
+        begun.append(number)
+        release.wait(PATIENCE_S)
+
+    for number in range(4):
+        lanes.add(lambda number=number: slow(number))  # type: ignore[misc]
+    until(lambda: len(begun) == 3, "three slow ones")
+    time.sleep(0.1)
+    assert begun == [0, 1, 2]
+    release.set()
+    until(lambda: lanes.is_idle, "the end")
+    assert begun == [0, 1, 2, 3]
