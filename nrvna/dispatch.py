@@ -75,6 +75,8 @@ class Dispatch:
         """How many more jobs an engine may have, those that it cannot begin yet included."""
         if not replica.ready:
             return 0
+        if replica.one_by_one:
+            return 1 - len(replica.jobs)
         # What this daemon holds back, another one cannot answer.
         look_ahead = 1 + replica.parallel // 2 if self.has_peers else _LOOK_AHEAD
         # Those that joined another cost nothing but their place in memory.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from nrvna.errors import LostRaceError
+from nrvna.errors import LostRaceError, WorkspaceError, reason_of
 from nrvna.job import JobState, Receipt
 from nrvna.lease import Claim, Lease
 from nrvna.replica import Replica
@@ -52,8 +52,14 @@ class Filing:
         done = f"{prefix}{claim.id} done: {receipt.generated_tokens} tokens, {end}{speed}"
 
         def write() -> None:
-            self._lease.finish(claim, answer, receipt, beside)
-            log.info("%s", done, extra=about_job(claim, JobState.DONE, receipt))
+            try:
+                self._lease.finish(claim, answer, receipt, beside)
+            except (WorkspaceError, LostRaceError):
+                raise
+            except Exception as error:
+                self._fail_plainly(claim, error)
+            else:
+                log.info("%s", done, extra=about_job(claim, JobState.DONE, receipt))
 
         self._add([claim], write)
 
@@ -67,10 +73,21 @@ class Filing:
         """The same, where there is a receipt of it, and files to keep beside it."""
 
         def write() -> None:
-            self._lease.fail(claim, reason, receipt, beside)
-            log.warning("%s failed: %s", claim.id, reason, extra=about_job(claim, JobState.FAILED, receipt))
+            try:
+                self._lease.fail(claim, reason, receipt, beside)
+            except (WorkspaceError, LostRaceError):
+                raise
+            except Exception as error:
+                self._fail_plainly(claim, error)
+            else:
+                log.warning("%s failed: %s", claim.id, reason, extra=about_job(claim, JobState.FAILED, receipt))
 
         self._add([claim], write)
+
+    def _fail_plainly(self, claim: Claim, error: Exception) -> None:
+        """What was to be filed cannot be written: say at least that."""
+        reason = reason_of(error)
+        self._lease.fail(claim, reason, Receipt.of_failure(claim.id, claim.queued, reason))
 
     def give_back(self, claims: list[Claim]) -> None:
         """Back into the queue, those that were begun with what is written of their answers."""

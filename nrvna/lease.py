@@ -22,7 +22,7 @@ from contextlib import suppress
 from os.path import basename, join
 from typing import Any, NamedTuple, TypeGuard
 
-from nrvna.errors import JobError, JobNotFoundError, LeaseLostError, LostRaceError, WorkspaceError
+from nrvna.errors import JobError, JobNotFoundError, LeaseLostError, LostRaceError, WorkspaceError, reason_of
 from nrvna.files import (
     append,
     as_json,
@@ -292,8 +292,9 @@ class Lease:
                 raise LostRaceError(name)
             try:
                 order = Order.read(about)
-            except JobError as error:
-                order, trouble = Order(b""), trouble or str(error)
+            except Exception as error:
+                # Whoever made it may have put in anything.
+                order, trouble = Order(b""), trouble or reason_of(error)
             if in_turn and self._parents.hold(name, order.after):
                 self._unsettled = True
                 raise LostRaceError(name)

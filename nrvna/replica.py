@@ -21,6 +21,8 @@ from nrvna.placement import Place
 # A small model is there before this; of a large one it is said how far it is.
 SAY_LOADING_EVERY_S = 2.0
 _MAX_RESTART_DELAY_S = 30.0
+# Engines in a row that died with jobs that they were not at: the next one is watched more closely.
+_MAX_MYSTERIES = 2
 # Beginnings of jobs that are remembered, to send those that begin alike the same way.
 _MAX_BEGINNINGS = 256
 
@@ -36,8 +38,9 @@ class Held:
     since: float
     # It was handed from one engine to another.
     has_moved: bool = False
-    # The engine is at it, as opposed to jobs that wait in it.
+    # The engine is at it, as opposed to jobs that wait in it; and since when it turns its prompt into tokens.
     is_at_work: bool = False
+    read_since: float | None = None
     # It gets another job's answer.
     has_joined: bool = False
     deadline: float | None = None
@@ -77,10 +80,13 @@ class Replica:
         self.joined = 0
         # Those that it would decode, once that is on record.
         self.unstarted: list[str] = []
-        # What the engine takes memory for, the most that the next one may, and whether it is reading a prompt.
+        # What the engine takes memory for, and the most that the next one may.
         self._tried: Limits | None = None
         self._limits: Limits | None = None
-        self._reads = False
+        # How many engines in a row died with jobs, at work on none of them; and how many jobs it has yet to be at one
+        # by one, since one of them must be what they died of.
+        self._mysteries = 0
+        self.one_by_one = 0
         self._kills_before = 0
         self._beginnings: dict[int, None] = {}
         self._heard_at = 0.0
@@ -134,6 +140,12 @@ class Replica:
     @property
     def at_work(self) -> list[Claim]:
         return [held.claim for held in self.jobs.values() if held.is_at_work]
+
+    @property
+    def to_blame(self) -> list[Claim]:
+        """Those that an engine which has died may have died of: what it was at, else the only one it had."""
+        only = [held.claim for held in self.jobs.values()] if len(self.jobs) == 1 else []
+        return self.at_work or only
 
     def knows(self, beginning: int) -> bool:
         """Whether it lately got a job that begins like this."""
@@ -193,13 +205,14 @@ class Replica:
     def _note(self, message: dict[str, Any]) -> None:
         match message:
             case {"reads": job_id} if job_id in self.jobs:
-                self.jobs[job_id].is_at_work = self._reads = True
-            case {"waits": job_id}:
-                self._reads = False
-                if held := self.jobs.get(job_id):
-                    held.is_at_work = False
-            case {"refused": _}:
-                self._reads = False
+                held = self.jobs[job_id]
+                held.is_at_work, held.read_since = True, time.monotonic()
+            case {"waits": job_id} if job_id in self.jobs:
+                held = self.jobs[job_id]
+                held.is_at_work, held.read_since = False, None
+            case {"done": _} | {"refused": _}:
+                self._mysteries = 0
+                self.one_by_one = max(0, self.one_by_one - 1)
             case {"joins": job_id} if job_id in self.jobs:
                 self.joined += not self.jobs[job_id].has_joined
                 self.jobs[job_id].has_joined = True
@@ -219,9 +232,13 @@ class Replica:
 
     def end_if_hung(self) -> bool:
         """Kill an engine that has jobs and says nothing for long; whether it has just been done."""
-        waits_for_us = self.unstarted or not self.jobs
-        is_patient = not self._stall_s or time.monotonic() - self._heard_at <= self._stall_s
-        if not self.engine or not self.ready or self.is_hung or waits_for_us or is_patient:
+        if not self.engine or not self.ready or self.is_hung or not self._stall_s:
+            return False
+        now = time.monotonic()
+        silent_s = 0.0 if self.unstarted or not self.jobs else now - self._heard_at
+        # While it answers others it may still never come to an end with this one.
+        reading = [now - held.read_since for held in self.jobs.values() if held.read_since is not None]
+        if max(silent_s, *reading, 0.0) <= self._stall_s:
             return False
         self.is_hung = True
         self.engine.kill()
@@ -240,6 +257,7 @@ class Replica:
         if self.is_hung:
             end, self.is_hung, smaller = f"no progress for {self._stall_s} s", False, None
         self.unstarted = []
+        self._wonder(is_explained=smaller is not None)
         # What it had cached went with it.
         self._beginnings = {}
         if smaller:
@@ -249,9 +267,17 @@ class Replica:
             self.restart_later()
         return End(end, engine.last_words, smaller)
 
+    def _wonder(self, *, is_explained: bool) -> None:
+        """Where engines die with jobs that they were not at, let the next have one at a time, to find which it is."""
+        if is_explained or self.to_blame or not self.jobs:
+            return
+        self._mysteries += 1
+        if self._mysteries >= _MAX_MYSTERIES:
+            self.one_by_one = len(self.jobs)
+
     def _after_want_of_memory(self, end: str, last_words: str) -> Limits | None:
         """What to try next, if this one died for want of memory and there is something less to take."""
-        reads, self._reads = self._reads, False
+        reads = any(held.read_since is not None for held in self.jobs.values())
         # What reading a prompt takes is that job's own matter.
         was_killed = end == "signal SIGKILL" and kills_for_memory() > self._kills_before
         if reads or not self._tried or not (was_killed or speaks_of_memory(last_words)):

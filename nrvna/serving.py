@@ -21,7 +21,7 @@ from nrvna import __version__
 from nrvna.config import Config, of_job
 from nrvna.dispatch import Dispatch, best_of
 from nrvna.engine.protocol import Ready, unpack_files
-from nrvna.errors import EngineError, JobError, ModelNotFoundError, SettingError, WorkspaceError
+from nrvna.errors import EngineError, JobError, ModelNotFoundError, WorkspaceError, reason_of
 from nrvna.filing import Filing, about_job
 from nrvna.job import JobState, Receipt
 from nrvna.lease import Claim, Lease, recover
@@ -187,21 +187,25 @@ class Daemon:
                 raise JobError("cancelled before it was begun")
             if claim.crashes >= MAX_CRASHES:
                 raise JobError(f"the daemon went down each of the {claim.begun} times that this job was begun")
-            prompt = self._lease.prompt(claim)
-            sampling = of_job(self._config.sampling, claim.settings)
-            task = Task.from_dict(claim.task or {})
-        except (JobError, SettingError) as error:
-            self._filing.fail(claim, str(error))
-            return
+            request, beginning = self._request(claim, system)
+            best_of(takers, beginning).take(claim, request, beginning, moved=moved)
         except WorkspaceError:
             self._filing.give_back([claim])
             raise
+        except Exception as error:
+            # Also what nobody foresaw: it is this job's, and the others go on.
+            self._filing.fail(claim, reason_of(error))
+
+    def _request(self, claim: Claim, system: str | None) -> tuple[dict[str, Any], int]:
+        """What an engine is asked for this job, and what tells how it begins. Raises JobError, SettingError."""
+        prompt = self._lease.prompt(claim)
+        sampling = of_job(self._config.sampling, claim.settings)
+        task = Task.from_dict(claim.task or {})
         request: dict[str, Any] = {"id": claim.id, "prompt": prompt, "queued": claim.queued, "system": system}
         request |= {"sampling": asdict(sampling), "task": task.to_dict(), "priority": claim.order.priority}
         request["resume"] = self._resume(claim)
         text = task.messages[0][1] if task.messages else prompt
-        beginning = hash((system, task.system, task.lora, text[:_BEGINNING]))
-        best_of(takers, beginning).take(claim, request, beginning, moved=moved)
+        return request, hash((system, task.system, task.lora, text[:_BEGINNING]))
 
     def _resume(self, claim: Claim) -> dict[str, Any] | None:
         done = self._lease.progress(claim)
@@ -402,7 +406,7 @@ class Daemon:
         """An engine died: those it was at gain a crash, all it had go back, and another is started soon."""
         was_serving = replica.ready is not None
         end, last_words, smaller = replica.bury()
-        crashed = replica.at_work
+        crashed = replica.to_blame
         if was_serving:
             self._is_announced = False
         if smaller:
@@ -410,7 +414,9 @@ class Daemon:
             log.warning(died, replica.prefix, end, smaller)
         elif was_serving:
             died = "%sthe engine ended with %s, at work on %d jobs; starting another"
-            log.error(died, replica.prefix, end, len(crashed))
+            log.error(died, replica.prefix, end, len(replica.at_work))
+            if replica.one_by_one:
+                log.warning("%sit does so again and again: one job at a time, until it is known why", replica.prefix)
         elif replica.trouble is None:
             self._cannot_start(
                 replica,

@@ -84,9 +84,10 @@ class DaemonProcess:
         options: Sequence[str],
         log: Path,
         address_space: int | None = None,
+        program: Sequence[str] = (sys.executable, "-m", "nrvna.daemon"),
     ) -> None:
         self._log = log
-        command = [sys.executable, "-m", "nrvna.daemon", str(model), str(workspace), *options]
+        command = [*program, str(model), str(workspace), *options]
         if address_space:
             # Its engine inherits the limit.
             command = ["sh", "-c", f'ulimit -v {address_space // 1024}; exec "$@"', "sh", *command]

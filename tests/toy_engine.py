@@ -10,6 +10,7 @@ a prompt, one line's worth, command how its job goes:
                     the engine ends by SIGABRT, SIGSEGV, SIGKILL or an exit code, in the middle of the answer
     SPAM            the same as CRASH, with a lot on standard error before
     READS           the engine ends while it reads the prompt
+    LIMBO           the engine ends once it has read the prompt, at work on nothing
     MEMORY          before any of these its last words are that memory ran out; by itself it is a CRASH
     HANG            nothing more is ever heard of the engine
     PARENT          takes the daemon down as well
@@ -29,7 +30,7 @@ import time
 from typing import Any
 from zlib import crc32
 
-COMMANDS = ("MEMORY", "REFUSE", "CRASH", "SEGV", "OOM", "EXIT", "SPAM", "READS", "HANG", "PARENT")
+COMMANDS = ("MEMORY", "REFUSE", "CRASH", "SEGV", "OOM", "EXIT", "SPAM", "READS", "LIMBO", "HANG", "PARENT")
 # From linux/prctl.h.
 _PR_SET_PDEATHSIG = 1
 # Where the faults strike: one token is on record by then, if the daemon is quick.
@@ -198,6 +199,8 @@ class Toy:
             self._send({"refused": job_id, "reason": "it said so itself"})
             return
         self._send({"waits": job_id})
+        if "LIMBO" in work.commands:
+            os.abort()
         for other in [*self._running, *self._unconfirmed.values(), *self._waiting]:
             if other.wants == work.wants:
                 other.ids.append(job_id)

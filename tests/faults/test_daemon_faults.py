@@ -112,6 +112,32 @@ def test_a_job_that_kills_the_engine_is_set_aside_and_its_30_neighbours_are_answ
     assert daemon.log.count("the engine ended with") == 3
 
 
+def test_a_job_that_the_engine_dies_of_while_it_is_at_nothing_is_found_and_set_aside(
+    start_toy: StartToy, workspace: Workspace
+) -> None:
+    good = queue(workspace, [f"good {number}" for number in range(2)])
+    bad = workspace.submit("LIMBO bad")
+    good |= queue(workspace, [f"good {number}" for number in range(2, 12)])
+    daemon = start_toy(workspace.path, "--parallel", "4", pace=SOON)
+    wait_until_over(workspace)
+    assert workspace.answer(workspace.find(bad)).startswith("the engine died 3 times while it was at this job")
+    check_answers(workspace, good)
+    assert all(attempts_of(workspace, job_id) <= 2 for job_id in good)
+    assert "one job at a time, until it is known why" in daemon.log
+    assert daemon.log.count("the engine ended with") <= 6
+
+
+@pytest.mark.slow
+def test_jobs_that_kill_unseen_are_all_found_in_a_long_queue(start_toy: StartToy, workspace: Workspace) -> None:
+    prompts = [f"{'LIMBO ' if number % 20 == 7 else ''}job {number}" for number in range(60)]
+    jobs = queue(workspace, prompts)
+    start_toy(workspace.path, "--parallel", "4", pace=SOON)
+    wait_until_over(workspace)
+    good = {job_id: prompt for job_id, prompt in jobs.items() if not commands_in(prompt)}
+    check_answers(workspace, good)
+    assert all(state(workspace, job_id) is JobState.FAILED for job_id in jobs.keys() - good.keys())
+
+
 @pytest.mark.slow
 def test_several_killers_are_all_set_aside_and_nobody_else_is(start_toy: StartToy, workspace: Workspace) -> None:
     prompts = [f"{'CRASH ' if number % 8 == 5 else ''}job {number}" for number in range(40)]
