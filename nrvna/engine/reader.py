@@ -22,6 +22,7 @@ from nrvna.engine.runner import Runner
 from nrvna.engine.sequence import Sequence
 from nrvna.engine.work import AnswerWork, ChoiceWork, Request, Work
 from nrvna.errors import JobError
+from nrvna.grammar.choices import check_choices
 from nrvna.grammar.schema import schema_to_gbnf
 
 
@@ -74,6 +75,7 @@ class Reader:
 
     def _choice(self, request: Request) -> ChoiceWork:
         choices, model = request.task.choices, self._runner.model
+        check_choices(choices)
         tree = ChoiceTree([model.tokenize(choice, add_special=False) for choice in choices])
         marks = self._runner.prompts.reasoning
         closing = self._runner.prompts.tokens_of(marks.end) if marks else []

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nrvna.errors import GrammarError
+from nrvna.errors import GrammarError, TokenizeError
 from nrvna.llama.handle import Handle
 from nrvna.llama.library import load_library
 from nrvna.llama.links import Link
-from nrvna.llama.model import Model
+from nrvna.llama.model import Model, as_utf8
 
 _ROOT = "root"
 _STDERR = 2
@@ -39,9 +39,12 @@ class Grammar(Link):
         if "\0" in self.text or not self.text.strip():
             # C would read up to the NUL, and takes nothing for no grammar at all.
             raise GrammarError("the grammar is empty or holds a NUL character")
+        try:
+            text, root = as_utf8(self.text), _ROOT.encode()
+        except TokenizeError as error:
+            raise GrammarError(f"the grammar cannot be read: {error}") from None
         library = load_library()
         vocabulary = library.lib.llama_model_get_vocab(model.pointer)
-        text, root = self.text.encode(), _ROOT.encode()
 
         def make() -> Any:
             return library.lib.llama_sampler_init_grammar(vocabulary, text, root)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from nrvna.llama.library import load_library
-from nrvna.llama.model import Model
+from nrvna.llama.model import Model, as_utf8
 
 # LLAMA_DEFAULT_SEED: llama.cpp draws one.
 _RANDOM = 0xFFFFFFFF
@@ -146,6 +146,8 @@ class Dry(Link):
 
     From ``allowed_length`` tokens on, the penalty is ``multiplier * base ** (length - allowed_length)``. ``breakers``
     are texts that no such sequence goes across. Multiplier 0 does nothing.
+
+    Raises TokenizeError in a chain for a breaker that is not UTF-8.
     """
 
     touches_few: ClassVar[bool] = True
@@ -172,7 +174,7 @@ class Dry(Link):
 
     def _make_anew(self, model: Model, /) -> Any:
         library = load_library()
-        texts = [library.ffi.new("char[]", breaker.encode()) for breaker in self.breakers]
+        texts = [library.ffi.new("char[]", as_utf8(breaker)) for breaker in self.breakers]
         return library.lib.llama_sampler_init_dry(
             library.lib.llama_model_get_vocab(model.pointer),
             self.multiplier,

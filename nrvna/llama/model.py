@@ -373,7 +373,7 @@ class Model(Handle):
             raise TokenizeError(f"no memory to tokenise a text of {len(text)} characters: {error}") from error
 
     def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        data = _encode(text)
+        data = as_utf8(text)
         room = len(data) + 8
         while True:
             tokens = self._ffi.new("llama_token[]", room)
@@ -433,7 +433,7 @@ class Model(Handle):
         if any("\0" in part for message in messages for part in message):
             raise TemplateError("a message holds a NUL, at which llama.cpp would cut it: remove it")
         kept = [
-            (self._ffi.new("char[]", _encode(role)), self._ffi.new("char[]", _encode(text)))
+            (self._ffi.new("char[]", as_utf8(role)), self._ffi.new("char[]", as_utf8(text)))
             for role, text in messages
         ]
         chat = self._ffi.new("llama_chat_message[]", kept)
@@ -487,7 +487,8 @@ def chat_template_families() -> list[str]:
     return [library.string(name) for name in names]
 
 
-def _encode(text: str) -> bytes:
+def as_utf8(text: str) -> bytes:
+    """Raises TokenizeError for a lone surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
