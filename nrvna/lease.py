@@ -220,7 +220,7 @@ class Lease:
         """
         trouble: OSError | None = None
         with self._workspace.explained("claim a job in"):
-            if self._parents.release() or self._priorities.refresh():
+            if self._parents.release() or self._priorities.refresh() or self._has_urgent_come():
                 # They may come before what was going to be next.
                 self._next.clear()
                 self._unsettled = True
@@ -262,13 +262,18 @@ class Lease:
         self._scanned_mtime_ns = -1 if fresh else mtime_ns
         self._unsettled = False
         self._left = {name for name in self._left if is_folder(join(self._input, name))}
-        urgency = self._priorities.of
+        urgency, found = self._priorities.of, list(entries(self._input))
+        self._priorities.expected.difference_update(name for _, name in found)
         waiting = (
             (-urgency(name), order, name)
-            for order, name in entries(self._input)
+            for order, name in found
             if name not in self._left and name not in self._parents
         )
         self._next.extend(name for *_, name in heapq.nsmallest(_LOOK_AHEAD, waiting))
+
+    def _has_urgent_come(self) -> bool:
+        """Whether a job stands in the queue now that was marked as urgent when the queue was looked through."""
+        return any(is_folder(join(self._input, name)) for name in self._priorities.expected)
 
     @property
     def urgent(self) -> int:

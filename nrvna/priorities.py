@@ -23,6 +23,8 @@ class Priorities:
         self._known: dict[str, int] = {}
         self._read_mtime_ns = -1
         self.urgent = 0
+        # Marked before they stand in the queue, so that they may yet come; those that came are no longer here.
+        self.expected: set[str] = set()
 
     def of(self, job_id: str) -> int:
         return self._known.get(job_id, 0)
@@ -43,14 +45,16 @@ class Priorities:
             priority, _, job_id = name.partition("~")
             with suppress(ValueError):
                 known[job_id] = int(priority)
-        changed, self._known = known != self._known, known
-        self.urgent = sum(priority > 0 for priority in known.values())
+        urgent = {name for name, priority in known.items() if priority > 0}
+        self.expected = (self.expected & urgent) | (urgent - self._known.keys())
+        changed, self._known, self.urgent = known != self._known, known, len(urgent)
         return changed
 
     def forget(self, job_id: str, priority: int) -> None:
         """The job is finished. What stays behind of it is swept away later."""
         if self._known.pop(job_id, 0) > 0:
             self.urgent -= 1
+        self.expected.discard(job_id)
         if priority:
             with suppress(OSError):
                 os.unlink(join(self._folder, f"{priority}~{job_id}"))

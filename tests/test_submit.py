@@ -17,6 +17,7 @@ from nrvna.errors import JobError, SubmitError
 from nrvna.job import JobState
 from nrvna.lease import Lease, cancel
 from nrvna.order import Order
+from nrvna.submit import mark_priority
 from nrvna.workspace import Workspace
 
 
@@ -147,6 +148,24 @@ def test_an_urgent_job_is_seen_though_others_are_known_to_wait(workspace: Worksp
     plain = workspace.submit_all(["x"] * 10)
     assert claimed(lease).id == plain[0]
     urgent = queued(workspace, Order("y", priority=1))
+    assert [claimed(lease).id, claimed(lease).id] == [urgent, plain[1]]
+
+
+def test_an_urgent_job_is_seen_though_it_was_looked_for_a_moment_before_it_came(
+    workspace: Workspace, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = workspace.submit_all(["x"] * 10)
+    seen = []
+
+    def look_in_between(here: Workspace, job_id: str, priority: int) -> list[str]:
+        marked = mark_priority(here, job_id, priority)
+        seen.append(claimed(lease).id)
+        return marked
+
+    monkeypatch.setattr("nrvna.submit.mark_priority", look_in_between)
+    urgent = queued(workspace, Order("y", priority=1))
+    assert seen == plain[:1]
+    # The queue is as it was looked through, but for what comes now.
     assert [claimed(lease).id, claimed(lease).id] == [urgent, plain[1]]
 
 
