@@ -10,6 +10,8 @@ from fetch_embedder import wordpiece
 from gguf_writer import write_gguf
 from numpy.typing import NDArray
 
+from nrvna.llama.gguf import read_header
+
 Arrays = dict[str, NDArray[np.float32]]
 
 WIDTH, HEADS, LAYERS, HIDDEN = 64, 4, 2, 96
@@ -37,6 +39,14 @@ WORDS = [
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,?!{}<>|_"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4
+_CONTROL, _USER_DEFINED = 3, 4
+# llama.cpp takes "</s>" for an end, whatever a vocabulary calls it.
+GEMMA_TEXT = [
+    *("\n" * count for count in range(1, 32)),
+    *("\t" * count for count in range(1, 32)),
+    *(f"<{slash}{name}>" for name in ("table", "tr", "td", "h1", "code", "em", "b") for slash in ("", "/")),
+    "<s>",
+]
 PAIR_TEMPLATE = "[CLS]what is {query}[SEP]{document}[SEP]"
 
 
@@ -70,13 +80,22 @@ def make_bert(path: Path, *, pooling: int, context: int = 512, template: str | N
     return path
 
 
-def make_decoder(path: Path, *, pooling: int | None, context: int = 2048, tied: bool = True) -> Path:
+def make_decoder(
+    path: Path,
+    *,
+    pooling: int | None,
+    context: int = 2048,
+    tied: bool = True,
+    tokenizer: dict[str, Any] | None = None,
+) -> Path:
     """A Qwen 3 with random weights, as embedders and rerankers that began as decoders are.
 
-    ``tied``: it writes with the embeddings of its tokens, as small models do.
+    ``tied``: it writes with the embeddings of its tokens, as small models do. ``tokenizer`` is another's metadata.
     """
+    tokenizer = tokenizer or wordpiece(VOCABULARY)
+    size = len(tokenizer["tokenizer.ggml.tokens"])
     draw = _Draw(2)
-    tensors = {"token_embd.weight": draw(len(VOCABULARY), WIDTH), "output_norm.weight": 1 + draw(WIDTH)}
+    tensors = {"token_embd.weight": draw(size, WIDTH), "output_norm.weight": 1 + draw(WIDTH)}
     for layer in range(LAYERS):
         shapes = {"attn_q": (WIDTH, WIDTH), "attn_k": (WIDTH, WIDTH), "attn_v": (WIDTH, WIDTH)}
         shapes |= {"attn_output": (WIDTH, WIDTH), "ffn_gate": (HIDDEN, WIDTH), "ffn_up": (HIDDEN, WIDTH)}
@@ -90,9 +109,24 @@ def make_decoder(path: Path, *, pooling: int | None, context: int = 2048, tied: 
         tensors |= {"cls.output.weight": draw(2, WIDTH)}
         head["qwen3.classifier.output_labels"] = ["yes", "no"]
     if not tied:
-        tensors |= {"output.weight": draw(len(VOCABULARY), WIDTH)}
-    write_gguf(path, head | wordpiece(VOCABULARY), tensors)
+        tensors |= {"output.weight": draw(size, WIDTH)}
+    write_gguf(path, head | tokenizer, tensors)
     return path
+
+
+def like_gemma(vocabulary: Path, *others: str) -> dict[str, Any]:
+    """The metadata of Llama's vocabulary with what Gemma's has besides: runs of white space and tags of HTML that its
+    makers defined, as text, and the signs of turns. ``others`` are control tokens more."""
+    found = read_header(vocabulary, arrays=True).metadata
+    made = {key: value for key, value in found.items() if key.startswith("tokenizer.")}
+    tokens: list[str] = made["tokenizer.ggml.tokens"]
+    tokens[tokens.index("<s>")], tokens[tokens.index("</s>")] = "<bos>", "<eos>"
+    controls = ["<start_of_turn>", "<end_of_turn>", *others]
+    tokens += [*controls, *GEMMA_TEXT]
+    made["tokenizer.ggml.token_type"] += [_CONTROL] * len(controls) + [_USER_DEFINED] * len(GEMMA_TEXT)
+    made["tokenizer.ggml.scores"] += [-1000.0] * (len(controls) + len(GEMMA_TEXT))
+    made["tokenizer.ggml.add_space_prefix"] = False
+    return made
 
 
 def make_adapter(path: Path, *, seed: int = 3) -> Path:

@@ -14,7 +14,7 @@ from nrvna.engine.conversation import Conversation
 from nrvna.engine.overflow import FAIL, Shortener
 from nrvna.engine.renderer import Renderer
 from nrvna.engine.template import TemplateLimitError
-from nrvna.engine.verbatim import Marks, Names, is_sign, without_signs
+from nrvna.engine.verbatim import Marks, Names, without_signs
 from nrvna.errors import JobError, TemplateError
 from nrvna.llama import Model
 
@@ -126,15 +126,16 @@ class PromptEncoder:
             conversation = conversation.folded()
             notes["system"] = "folded"
         written = self._write(conversation, limit)
-        tokens = self._tokenize(written.pieces)
+        templated = not conversation.raw and self.source != "none"
+        # All that is not the template's is text.
+        tokens = self._tokenize(written.pieces, parse_special=templated)
         if written.neutral is not None:
             # Whatever happened on the way: no text has added a sign.
-            expected = self._tokenize([written.neutral])
+            expected = self._tokenize([written.neutral], parse_special=templated)
             if self._signs_of(tokens) != self._signs_of(expected):
                 raise JobError(_UNCLEAR)
         if not tokens:
             raise JobError("the prompt makes no tokens")
-        templated = not conversation.raw and self.source != "none"
         thinking = templated and self._is_thinking(written)
         return Encoded(tokens, notes, thinking, templated and not thinking and self._has_thought(written))
 
@@ -198,19 +199,30 @@ class PromptEncoder:
 
     @cached_property
     def _names(self) -> Names:
-        return Names(self._model.special.values())
+        special = self._model.special
+        controls = {token for token in special if self._is_control(token)}
+        return Names(
+            (text for token, text in special.items() if token not in controls), (special[token] for token in controls)
+        )
+
+    def _is_control(self, token: int) -> bool:
+        model = self._model
+        return model.is_control(token) or model.is_unknown(token) or model.is_end(token) or token == model.bos
 
     @cached_property
     def _signs(self) -> frozenset[int]:
         special = self._model.special.items()
-        return frozenset(token for token, text in special if is_sign(text) and not self._model.is_unknown(token))
+        return frozenset(
+            token for token, text in special if text in self._names and not self._model.is_unknown(token)
+        )
 
     def _signs_of(self, tokens: Sequence[int]) -> list[int]:
         return [token for token in tokens if token in self._signs]
 
-    def _tokenize(self, pieces: Sequence[str]) -> list[int]:
-        """The tokens of a text in pieces, with every name in a piece parsed, from the beginning of a sequence on."""
-        tokens = self._model.tokenize(pieces[0], add_special=False, parse_special=True)
+    def _tokenize(self, pieces: Sequence[str], *, parse_special: bool) -> list[int]:
+        """The tokens of a text in pieces, from the beginning of a sequence on; with ``parse_special`` every name of a
+        control token in a piece becomes it."""
+        tokens = self._model.tokenize(pieces[0], add_special=False, parse_special=parse_special)
         bos = self._model.bos
         # A template may have written it.
         if self._model.adds_bos and bos is not None and tokens[:1] != [bos]:
@@ -219,7 +231,7 @@ class PromptEncoder:
         anchor = _ANCHOR if self._is_sentencepiece else ""
         skipped = len(self._model.tokenize(anchor, add_special=False))
         for piece in pieces[1:]:
-            tokens += self._model.tokenize(anchor + piece, add_special=False, parse_special=True)[skipped:]
+            tokens += self._model.tokenize(anchor + piece, add_special=False, parse_special=parse_special)[skipped:]
         return tokens
 
     def _pieces(self, text: str) -> list[bytes]:

@@ -2,6 +2,9 @@
 
 A tokeniser takes such names, as "<|im_end|>", out of a text before it does anything else, and some vocabularies come
 to them by merging, as "</s>". Cut in two within the name, they are text like any other.
+
+Not every such name is a sign. Vocabularies have runs of newlines and tabs, and tags of HTML, as whole tokens, only so
+that text takes fewer of them: a text may become these, as it did when the model was trained.
 """
 
 from __future__ import annotations
@@ -16,19 +19,28 @@ from itertools import islice, pairwise
 # How a SentencePiece vocabulary writes a space.
 _SPACE = "▁"
 _SPACES = re.compile(r"\s*")
+# What HTML shapes text with. What it has for pictures, sounds and forms is left out: by such tags, models mark media.
+_ELEMENTS = (
+    "a abbr b big blockquote br caption center code col colgroup dd del div dl dt em font h1 h2 h3 h4 h5 h6 hr i ins "
+    "kbd li ol p pre q s samp small span strike strong sub sup table tbody td tfoot th thead tr tt u ul var"
+)
+_TAG = re.compile(f"</?(?:{'|'.join(_ELEMENTS.split())})(?: ?/)?>")
+# What llama.cpp's converter names the ids for which a vocabulary has no token.
+_FILLER = re.compile(r"\[PAD[0-9]+\]")
 # Private-use characters: templates pass them through.
 _MARKS = range(0x100000, 0x10FFFE)
 
 
 class Names:
-    """The texts that name some tokens.
+    """The texts that name signs: control tokens, and of the ``others`` what is not just text, see :func:`is_text`.
 
-    Those of one character, or of nothing but letters, digits and spaces, are left out: what vocabularies have of
-    these beside their signs, as runs of spaces or "õ", is text itself.
+    White space and single characters are left out: text has them, and they cannot be cut.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        names = {spelling for text in texts if is_sign(text) for spelling in (text, text.replace(_SPACE, " "))}
+    def __init__(self, others: Iterable[str], controls: Iterable[str] = ()) -> None:
+        self._signs = {text for text in controls if len(text) > 1 and _spaced(text)}
+        self._signs |= {text for text in others if not is_text(text)}
+        names = {spelling for text in self._signs for spelling in (text, text.replace(_SPACE, " "))}
         by_head = defaultdict(list)
         seconds = defaultdict(set)
         for name in sorted(names, key=len, reverse=True):
@@ -37,6 +49,9 @@ class Names:
         self._by_head = {head: tuple(group) for head, group in by_head.items()}
         heads = (f"{re.escape(first)}(?=[{re.escape(''.join(then))}])" for first, then in sorted(seconds.items()))
         self._heads = re.compile("|".join(heads) if names else "(?!)")
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._signs
 
     def find(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each name in a text, in order, the longest of those that start together; with overlaps."""
@@ -59,9 +74,23 @@ class Names:
 
 
 def is_sign(text: str) -> bool:
-    """Whether a token of that text, if it is one that stands for itself, is a sign and not just text."""
-    kinds = {unicodedata.category(character)[0] for character in text.replace(_SPACE, " ")}
+    """Whether a token of that text, if it is one that stands for itself, may be a sign: white space, one character
+    and nothing but letters and digits are none."""
+    text = _spaced(text)
+    kinds = {unicodedata.category(character)[0] for character in text if not character.isspace()}
     return len(text) > 1 and not kinds.isdisjoint("PSC")
+
+
+def is_text(text: str) -> bool:
+    """Whether a token of that text, if its vocabulary does not call it a control token, is text like any other: what
+    is no sign, a run of one character, a tag of HTML, or a filler of the vocabulary."""
+    text = _spaced(text)
+    return not is_sign(text) or len(set(text)) == 1 or bool(_TAG.fullmatch(text) or _FILLER.fullmatch(text))
+
+
+def _spaced(text: str) -> str:
+    """A token's text with spaces as texts have them, without those at its ends."""
+    return text.replace(_SPACE, " ").strip()
 
 
 def without_signs(text: str) -> str:

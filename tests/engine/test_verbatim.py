@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from templated import Templated
 
 from nrvna.engine.prompt import Conversation, PromptEncoder
-from nrvna.engine.verbatim import Marks, Names, is_sign
+from nrvna.engine.verbatim import Marks, Names, is_sign, is_text
 from nrvna.errors import JobError
 from nrvna.llama import Model
 
@@ -263,6 +263,43 @@ def test_names_are_found_wherever_they_begin() -> None:
     assert names.find("a <x>") == [(1, 5)]
     assert names.find("") == []
     assert Names([]).find("<|a|>") == []
+
+
+def test_names_of_control_tokens_are_found_also_where_they_look_like_text() -> None:
+    names = Names(["<td>", "\n\n"], controls=["sop", "</s>", "\n", "▁▁", "õ"])
+    assert names.find("sophistry\n\n <td>  õ</s>") == [(0, 3), (19, 23)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("\n\n", "\t\t\t", "▁▁", "\r\n", "▁\n", "õ", "word", "▁word", "...", "----", "<", "▁("),
+        *("<td>", "</td>", "<h1>", "▁<b>", "<br/>", "[PAD151646]"),
+    ],
+)
+def test_white_space_html_and_fillers_are_text(text: str) -> None:
+    assert is_text(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "<|im_end|>",
+            "<think>",
+            "</think>",
+            "<tool_call>",
+            "<|tool_call>",
+            "<tool_call|>",
+            '<|"|>',
+            "[INST]",
+            "</h7>",
+        ),
+        *("<unused5>", "<reserved_106>", "<img>", "<video>", "<｜User｜>", "[e~[", "[PAD]", "<pad>", "\n<td>b"),
+    ],
+)
+def test_what_may_mark_turns_tools_and_media_is_no_text(text: str) -> None:
+    assert not is_text(text)
 
 
 def test_marks_are_read_back_as_the_text_they_were_put_in() -> None:
