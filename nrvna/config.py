@@ -93,6 +93,11 @@ class Sampling:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "logit_bias", tuple((token, bias) for token, bias in self.logit_bias))
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object of the fields, from which an equal Sampling can be made. Nothing in it is copied: a job may
+        have a bias for each token."""
+        return dict(vars(self))
+
     @property
     def is_greedy(self) -> bool:
         """Whether chance has no part in it: another seed would give the same answer."""

@@ -12,7 +12,6 @@ import stat
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,7 +201,7 @@ class Daemon:
         sampling = of_job(self._config.sampling, claim.settings)
         task = Task.from_dict(claim.task or {})
         request: dict[str, Any] = {"id": claim.id, "prompt": prompt, "queued": claim.queued, "system": system}
-        request |= {"sampling": asdict(sampling), "task": task.to_dict(), "priority": claim.order.priority}
+        request |= {"sampling": sampling.to_dict(), "task": task.to_dict(), "priority": claim.order.priority}
         request["resume"] = self._resume(claim)
         text = task.messages[0][1] if task.messages else prompt
         return request, hash((system, task.system, task.lora, text[:_BEGINNING]))

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,7 +115,7 @@ class Bench:
         sampling = replace(self._config.sampling, predict=load.answer_tokens, ignore_eos=True, stop=(), seed=number)
         task = {} if self.about.writes else {"kind": "embed"}
         about = {"id": job_id, "prompt": prompt, "queued": "", "system": None, "resume": None, "task": task}
-        return {**about, "sampling": asdict(sampling)}
+        return {**about, "sampling": sampling.to_dict()}
 
     def _messages(self) -> Iterator[dict[str, Any]]:
         """What the engine says, as long as it lives. Raises EngineError when it died, OutOfTimeError."""

@@ -122,10 +122,10 @@ _LINKS: dict[str, Callable[[Sampling], Link | None]] = {
 
 
 def _biases(model: Model, sampling: Sampling) -> list[tuple[int, float]]:
-    biases = []
+    biases, count = [], model.n_vocab
     for token, bias in sampling.logit_bias:
-        if isinstance(token, int) and not 0 <= token < model.n_vocab:
-            raise JobError(f"logit_bias names token {token}, but this model's go from 0 to {model.n_vocab - 1}")
+        if isinstance(token, int) and not 0 <= token < count:
+            raise JobError(f"logit_bias names token {token}, but this model's go from 0 to {count - 1}")
         tokens = [token] if isinstance(token, int) else model.tokenize(token, add_special=False)
         biases += [(each, float("-inf") if bias is False else bias) for each in tokens]
     return biases

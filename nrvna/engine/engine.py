@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -335,7 +335,7 @@ class Engine:
             prompt_tokens=work.prompt_tokens,
             cached_tokens=work.sequences[0].n_cached if request is first else work.prompt_tokens,
             tokens_per_second=round((generated - work.kept) / max(1e-6, finished - work.started), 2),
-            sampling=asdict(work.sampling if request.sampling.seed is None else request.sampling),
+            sampling=(work.sampling if request.sampling.seed is None else request.sampling).to_dict(),
             model=self._model,
             template=work.notes.get("template"),
             llama_cpp=self._runner.build.commit,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from nrvna.config import MAX_SEED, Sampling
@@ -46,7 +45,7 @@ def key_of(prompt: bytes, sampling: Sampling, origin: object) -> str:
 
     ``prompt`` is the token ids as bytes, ``origin`` what computes, as JSON can write it.
     """
-    about = json.dumps([asdict(sampling), origin], sort_keys=True)
+    about = json.dumps([sampling.to_dict(), origin], sort_keys=True)
     return hashlib.sha256(about.encode() + b"\n" + prompt).hexdigest()[:_KEY_LENGTH]
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -142,6 +143,38 @@ def test_others_go_on_while_a_job_waits_for_its_go(engine: Engine) -> None:
     engine.send({"go": ["third", "second"]})
     engine.until("done")
     engine.until("done")
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        # llama.cpp looks through the vocabulary for each.
+        {"sampling": replace(SAMPLING, dry_multiplier=1.0, dry_sequence_breakers=tuple(map(str, range(60))))},
+        {"prompt": "aé" * 1_400_000},
+    ],
+    ids=["breakers", "megabytes"],
+)
+def test_others_go_on_while_a_job_is_read_that_takes_long(engine: Engine, job: dict[str, Any]) -> None:
+    engine.add("a", "Count:", sampling=replace(SAMPLING, predict=1500))
+    engine.until("starts")
+    engine.send({"go": ["a"]})
+    engine.until("new")
+    began = time.monotonic()
+    for _ in range(20):
+        engine.until("new")
+    pace_s = (time.monotonic() - began) / 20
+    engine.add("b", **{"prompt": "x", **job})
+    engine.until("reads")
+    began, steps = time.monotonic(), 0
+    while (message := engine.next()) and message not in ({"waits": "b"}, {"refused": "b", "reason": ANY}):
+        steps += "a" in message.get("new", {})
+    took_s = time.monotonic() - began
+    for name in ("a", "b"):
+        engine.send({"drop": name})
+    while engine.next(QUIET_S):
+        pass
+    # Both want a core: a step takes longer meanwhile.
+    assert steps > took_s / pace_s / 4 > 1
 
 
 def test_an_answer_goes_on_from_what_another_engine_told_of_it(engine: Engine) -> None:
