@@ -16,6 +16,7 @@ from nrvna.errors import GrammarError, JobError, SettingError
 from nrvna.grammar.choices import parse_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import schema_to_gbnf
+from nrvna.lines import lines_of
 from nrvna.task import EMBED, RERANK, Task
 
 MAX_COPIES = 1000
@@ -91,9 +92,12 @@ def task_of(options: argparse.Namespace) -> dict[str, Any]:
         about["kind"] = EMBED
     if options.rerank is not None:
         about["kind"] = RERANK
-        about["documents"] = [line for line in _contents(options.rerank).splitlines() if line.strip()]
-        if not about["documents"]:
+        found = lines_of(_contents(options.rerank))
+        if not found:
             raise JobError(f"--rerank {options.rerank} is empty, but must have a text to order on each line")
+        numbers, about["documents"] = zip(*found, strict=True)
+        if numbers[-1] != len(numbers):
+            about["numbers"] = numbers
     for name in ("lora", "system"):
         if about[name] == "":
             raise SettingError(f"--{name} is '', but must be {'a name' if name == 'lora' else 'a text'}")

@@ -30,7 +30,9 @@ def read_object(content: Mapping[str, Any], orders: Sequence[Order]) -> tuple[st
         settings = {**order.settings, **asked.settings}
         if "seed" in asked.settings:
             settings["seed"] = (settings["seed"] + number) % (MAX_SEED + 1)
-        task = Task.from_dict({**order.task, **asked.task}).to_dict()
+        # Documents of its own are not the lines that others were.
+        numbers = {"numbers": ()} if "documents" in asked.task else {}
+        task = Task.from_dict({**order.task, **numbers, **asked.task}).to_dict()
         tags = (*order.tags, *asked.tags)
         made.append(order._replace(settings=settings, task=task, tags=tags, **own))
     return prompt, made

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nrvna.errors import JobError, JobNotFoundError, WorkspaceError
 from nrvna.files import encode, is_folder
 from nrvna.job import Job, JobState
+from nrvna.lines import head_line
 from nrvna.order import check_prompt, fill_in, parents_named
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Parents:
         except JobNotFoundError:
             raise JobError(f"the job {parent}, which it comes after, is not there any more") from None
         if job.state is JobState.FAILED:
-            reason = self._workspace.answer(job).strip().split("\n")[0]
+            reason = head_line(self._workspace.answer(job))
             raise JobError(f"the job {parent}, which it comes after, failed: {reason}")
         if job.state is not JobState.DONE:
             raise WorkspaceError(f"the job {parent}, which another comes after, is {job.state} again")

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from nrvna.errors import JobError, SettingError, SubmitError
+from nrvna.lines import Lines
 from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies, encode_prompt
 from nrvna.prompts import Template, compose, quoted_file, read_file
 from nrvna.workspace import Workspace
@@ -173,15 +174,11 @@ def queue_pile(
 def _grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:
     """Lines with their numbers; of one that is too long for a prompt only so much that this can be told."""
     group: list[tuple[int, bytes]] = []
-    number, size, rest = 0, 0, b""
+    lines, size = Lines(MAX_PROMPT_BYTES), 0
     while data := os.read(descriptor, 1 << 16):
-        *whole, rest = (rest + data).split(b"\n")
-        rest = rest[: MAX_PROMPT_BYTES + 1]
-        for line in whole:
-            number += 1
-            if line.strip():
-                group.append((number, line.removesuffix(b"\r")))
-                size += len(line)
+        for number, line in lines.feed(data):
+            group.append((number, line))
+            size += len(line)
             if len(group) >= GROUP or size >= _GROUP_BYTES:
                 yield group
                 group, size = [], 0
@@ -189,8 +186,7 @@ def _grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:
         if group and not select.select([descriptor], (), (), 0)[0]:
             yield group
             group, size = [], 0
-    if rest.strip():
-        group.append((number + 1, rest))
+    group += lines.close()
     if group:
         yield group
 

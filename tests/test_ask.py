@@ -83,9 +83,21 @@ def test_a_schema_may_stand_in_a_file_or_in_the_call(
 def test_documents_to_order_are_a_files_lines(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "documents").write_text("one\n\ntwo\n")
+    (tmp_path / "documents").write_text("one\ntwo\n")
     [about] = queued(workspace, "--rerank", str(tmp_path / "documents"), capsys=capsys)
     assert about["task"] == {"kind": "rerank", "documents": ["one", "two"]}
+
+
+def test_documents_keep_the_numbers_of_their_lines(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "documents").write_bytes("one\n\r\n\u3000\ntwo \u2028 \x0c \x85 2\r\nthree \r 3".encode())
+    [about] = queued(workspace, "--rerank", str(tmp_path / "documents"), capsys=capsys)
+    assert about["task"] == {
+        "kind": "rerank",
+        "documents": ["one", "two \u2028 \x0c \x85 2", "three \r 3"],
+        "numbers": [1, 4, 5],
+    }
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from make_models import RANK, make_bert
 from processes import DaemonProcess, command
 
+import nrvna
 from nrvna.workspace import Workspace
 
 StartDaemon = Callable[..., DaemonProcess]
@@ -117,6 +118,18 @@ def test_documents_come_back_best_first(start_daemon: StartDaemon, workspace: Wo
     assert scores == sorted(scores, reverse=True)
     saved = np.load(io.BytesIO(Path(workspace.find(job_id).directory, "result.npy").read_bytes()))
     assert saved[int(rows[0][1]) - 1] == pytest.approx(scores[0], abs=1e-5)
+
+
+def test_documents_are_called_by_the_numbers_of_their_lines(
+    start_daemon: StartDaemon, workspace: Workspace, tmp_path: Path
+) -> None:
+    start_daemon(workspace.path, model=make_bert(tmp_path / "reranker.gguf", pooling=RANK))
+    (tmp_path / "documents").write_text("old mill\n\n\nstone \u2028 bridge\n\nform\x0cfeed\n")
+    job_id, answer = asked(workspace, "Where do fish live?", "--rerank", tmp_path / "documents")
+    texts = {number: text for _, number, text in (line.split("\t") for line in answer.split("\n")[:-1])}
+    assert texts == {"1": "old mill", "4": "stone \u2028 bridge", "6": "form\x0cfeed"}
+    ranking = nrvna.Workspace(workspace.path).job(job_id).ranking()
+    assert {each.place: each.document for each in ranking} == dict(enumerate(texts[number] for number in "146"))
 
 
 def test_a_vector_job_survives_the_death_of_its_engine(

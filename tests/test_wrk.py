@@ -267,6 +267,12 @@ def test_a_piles_tags_may_have_fields(workspace: Workspace, capsys: Caught) -> N
     assert order_of(workspace, job).tags == ("review", "a")
 
 
+def test_a_line_is_what_ends_in_a_newline(workspace: Workspace, capsys: Caught) -> None:
+    Path("words").write_bytes("one \u2028 \x0c \x85 1\r\n\u00a0\ntwo \r 2\n".encode())
+    jobs = wrk(workspace, "--template", "{number}: {line}", "--lines", "words", capsys=capsys)
+    assert [workspace.prompt(job) for job in jobs] == ["1: one \u2028 \x0c \x85 1", "3: two \r 2"]
+
+
 def test_lines_from_a_pipe_become_jobs(workspace: Workspace, capsys: Caught, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"one\ntwo\n")
