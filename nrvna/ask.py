@@ -16,7 +16,7 @@ from nrvna.errors import GrammarError, JobError, SettingError
 from nrvna.grammar.choices import parse_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import schema_to_gbnf
-from nrvna.lines import lines_of
+from nrvna.lines import lines_of, read_given
 from nrvna.task import EMBED, RERANK, Task
 
 MAX_COPIES = 1000
@@ -120,7 +120,7 @@ def _explained(given_as: str, check: Callable[[Any], Any], content: object) -> A
 
 def _contents(path: str) -> str:
     with Path(path).open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
+        data = read_given(file, _MAX_BYTES)
     if len(data) > _MAX_BYTES:
         raise JobError(f"{path} has more than the {_MAX_BYTES} bytes allowed")
     try:

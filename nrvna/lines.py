@@ -1,10 +1,13 @@
-r"""The lines of what people give as text: ``\n`` or ``\r\n`` ends one, and nothing else does.
+r"""Text that people give in files and pipes: where it begins, and what its lines are.
 
-Lines are counted as editors count them, the blank ones too. Python's splitlines() would end them at form feeds, at
-U+2028 and at others as well, and its text files at a lone ``\r``.
+It begins after a byte order mark, which some editors put at the head. ``\n`` or ``\r\n`` ends a line, and nothing
+else does. Lines are counted as editors count them, the blank ones too. Python's splitlines() would end them at form
+feeds, at U+2028 and at others as well, and its text files at a lone ``\r``.
 """
 
 from __future__ import annotations
+
+from typing import BinaryIO
 
 _MARK = b"\xef\xbb\xbf"
 # Kept of a line that is too long, beyond what it may have: so it still is without mark and end.
@@ -49,8 +52,13 @@ class Lines:
         return [] if _is_blank(line) else [(self._number, line[: self._longest + 1])]
 
 
+def read_given(file: BinaryIO, most: int) -> bytes:
+    """A file's text; of one with more than ``most`` bytes only so much that this can be told. Raises OSError."""
+    return without_mark(file.read(most + 1 + len(_MARK)))[: most + 1]
+
+
 def without_mark(data: bytes) -> bytes:
-    """What a file holds without the byte order mark that some editors put at its head: it is no part of the text."""
+    """A file's text, of all that it holds."""
     return data.removeprefix(_MARK)
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from nrvna.errors import JobError, SettingError
+from nrvna.lines import read_given
 from nrvna.order import MAX_PROMPT_BYTES, check_prompt
 
 _FIELD = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\}")
@@ -40,7 +41,7 @@ def quoted_file(path: str) -> bytes:
 def read_file(path: str) -> str:
     """A text file. Raises as :func:`quoted_file`."""
     with open(path, "rb") as file:
-        data = file.read(MAX_PROMPT_BYTES + 1)
+        data = read_given(file, MAX_PROMPT_BYTES)
     try:
         return check_prompt(data).decode()
     except JobError as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from nrvna.arguments import Parser
 from nrvna.errors import JobError, JobNotFoundError, NoFolderError, SettingError, WorkspaceError
+from nrvna.lines import read_given
 from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies
 from nrvna.prompts import compose
 from nrvna.terminal import abandon_stdout, open_streams
@@ -244,7 +245,7 @@ def queue_one(options: argparse.Namespace, workspace: Workspace, orders: list[Or
     piped = None
     if words[-1:] == ["-"] or not (words or options.file or sys.stdin.isatty()):
         words = words[:-1]
-        piped = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        piped = read_given(sys.stdin.buffer, MAX_PROMPT_BYTES)
     elif not (words or options.file):
         raise JobError("no prompt: name one after the workspace, or pipe one in")
     elif pipe_is_waiting():

@@ -30,14 +30,14 @@ ALLOWED = {
     "ask": {"config", "grammar", "lines", "task", "errors"},
     "asked": {"config", "request", "order", "task", "errors"},
     "durations": {"errors"},
-    "prompts": {"order", "errors"},
+    "prompts": {"order", "lines", "errors"},
     "pile": {"workspace", "order", "lines", "prompts", "asked", "errors"},
     "order": {"job", "errors"},
     "parents": {"workspace", "job", "order", "files", "lines", "errors"},
     "priorities": {"workspace"},
-    "workspace": {"job", "order", "files", "submit", "progress", "errors"},
+    "workspace": {"job", "order", "files", "lines", "submit", "progress", "errors"},
     "submit": {"workspace", "job", "order", "files", "errors"},
-    "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "errors"},
+    "lease": {"workspace", "parents", "priorities", "job", "order", "files", "lines", "progress", "errors"},
     "finished": {"lease", "submit", "workspace", "job", "files", "errors"},
     "service": {"environment"},
     "logs": {"config", "job"},
@@ -50,7 +50,7 @@ ALLOWED = {
         *("batch", "workspace", "job", "order", "task", "config", "grammar", "files", "lines", "terminal", "errors"),
     },
     "wrk": {
-        *("workspace", "order", "prompts", "pile", "ask", "collect", "selection", "durations", "arguments"),
+        *("workspace", "order", "lines", "prompts", "pile", "ask", "collect", "selection", "durations", "arguments"),
         *("batch", "terminal", "errors"),
     },
     "live": {"live", "workspace", "files", "progress", "job", "columns", "terminal", "config", "errors"},
@@ -96,7 +96,7 @@ ALLOWED = {
     "llama": {"llama", "errors"},
     "engine": {
         *("engine", "llama", "grammar", "config", "environment", "job", "task", "progress", "logs", "limits"),
-        "errors",
+        *("lines", "errors"),
     },
 }
 # The engine's side of the pipe, of which the daemon loads the part that needs no model.

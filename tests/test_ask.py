@@ -101,6 +101,28 @@ def test_documents_keep_the_numbers_of_their_lines(
 
 
 @pytest.mark.parametrize(
+    ("option", "content", "task"),
+    [
+        ("--messages", '[{"role": "user", "content": "hi"}]', {"messages": [["user", "hi"]]}),
+        ("--schema", '{"type": "integer"}', {"json_schema": '{"type": "integer"}'}),
+        ("--grammar", 'root ::= "a" | "b"\r\n', {"grammar": 'root ::= "a" | "b"\r\n'}),
+        ("--rerank", "bread\r\nwater\r\n", {"kind": "rerank", "documents": ["bread", "water"]}),
+    ],
+)
+def test_a_file_begins_after_its_byte_order_mark(
+    workspace: Workspace,
+    tmp_path: Path,
+    option: str,
+    content: str,
+    task: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbf" + content.encode())
+    [about] = queued(workspace, option, str(tmp_path / "file"), capsys=capsys)
+    assert about["task"] == task
+
+
+@pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["--temp", "warm"], "--temp is 'warm', but must be a number from 0 to 10"),

@@ -323,6 +323,15 @@ def test_a_job_made_by_hand_may_come_after_another(workspace: Workspace, lease: 
     assert (claim.id, lease.prompt(claim)) == ("mine", "A!")
 
 
+def test_a_prompt_made_by_hand_begins_after_its_byte_order_mark(workspace: Workspace, lease: Lease) -> None:
+    folder = by_hand(workspace, "mine", b"\xef\xbb\xbfHello")
+    (folder / "job.json").write_bytes(b'\xef\xbb\xbf{"settings": {"temp": 0}}')
+    claim = claimed(lease)
+    assert (claim.settings, lease.prompt(claim)) == ({"temp": 0}, "Hello")
+    workspace.submit("\ufeffas it was given")
+    assert lease.prompt(claimed(lease)) == "\ufeffas it was given"
+
+
 def test_a_job_made_by_hand_that_asks_for_nonsense_is_told_so(workspace: Workspace, lease: Lease) -> None:
     folder = by_hand(workspace, "mine", b"x")
     (folder / "job.json").write_text(json.dumps({"priority": "high"}))

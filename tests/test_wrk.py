@@ -85,6 +85,33 @@ def test_a_file_that_cannot_be_put_there_is_named(
     assert refused(workspace, "x", "-f", name, capsys=capsys) == complaint + "\n"
 
 
+def piped(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(os.fdopen(reader, "rb")))
+
+
+def test_files_and_what_is_piped_begin_after_their_byte_order_mark(
+    workspace: Workspace, capsys: Caught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mark.py").write_bytes(b"\xef\xbb\xbfpass\r\n")
+    Path("mark.txt").write_bytes(b"\xef\xbb\xbfbread\r\nwater\r\n")
+    Path("mark.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "salt"}\r\n')
+    [job] = wrk(workspace, "Read:", "-f", "mark.py", capsys=capsys)
+    assert workspace.prompt(job) == "Read:\n\nmark.py:\n```\npass\n```"
+    [job] = wrk(workspace, "--template", "{text}|{file}", "--each", "mark.py", capsys=capsys)
+    assert workspace.prompt(job) == "pass\r\n|mark.py:\n```\npass\n```"
+    jobs = wrk(workspace, "Say:", "--lines", "mark.txt", "--key", "{line}", capsys=capsys)
+    assert [workspace.prompt(job) for job in jobs] == ["Say:\n\nbread", "Say:\n\nwater"]
+    assert order_of(workspace, jobs[0]).key == "bread"
+    [job] = wrk(workspace, "Say:", "--jsonl", "mark.jsonl", capsys=capsys)
+    assert workspace.prompt(job) == "Say:\n\nsalt"
+    piped(b"\xef\xbb\xbfbread", monkeypatch)
+    [job] = wrk(workspace, "Say:", "-", capsys=capsys)
+    assert workspace.prompt(job) == "Say:\n\nbread"
+
+
 # Many in one call.
 
 
@@ -274,10 +301,7 @@ def test_a_line_is_what_ends_in_a_newline(workspace: Workspace, capsys: Caught) 
 
 
 def test_lines_from_a_pipe_become_jobs(workspace: Workspace, capsys: Caught, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, writer = os.pipe()
-    os.write(writer, b"one\ntwo\n")
-    os.close(writer)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(os.fdopen(reader, "rb")))
+    piped(b"one\ntwo\n", monkeypatch)
     jobs = wrk(workspace, "Count:", "--lines", "-", capsys=capsys)
     assert [workspace.prompt(job) for job in jobs] == ["Count:\n\none", "Count:\n\ntwo"]
 

@@ -274,6 +274,12 @@ def test_a_file_overrides_the_models_own_template(model: Model, tmp_path: Path) 
     assert encoded.notes == {"template": "override"}
 
 
+def test_a_template_file_begins_after_its_byte_order_mark(model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_bytes(b"\xef\xbb\xbf{% for message in messages %}\r\n[{{ message.content }}]{% endfor %}")
+    assert shown(model, tokens_of(PromptEncoder(model, str(file)), "Hi")) == "[Hi]"
+
+
 def test_a_family_that_llama_cpp_knows_overrides_the_models_own_template(model: Model) -> None:
     prompts = PromptEncoder(model, "vicuna")
     encoded = prompts.encode(asking("Hi", "Be brief."), limit=LIMIT)
