@@ -290,9 +290,17 @@ def _texts(text: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _is_list(text: str) -> bool:
+    """Whether it is a list in JSON: what but begins like one, as [/INST] does, is not."""
+    try:
+        return isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _text_or_texts(text: str) -> tuple[str, ...]:
     """A JSON list of texts, or one text as it stands, the space around it included."""
-    texts = _texts(text) if text.lstrip().startswith("[") else (text,)
+    texts = _texts(text) if _is_list(text) else (text,)
     if not all(texts) or len(texts) > _MAX_STOPS:
         raise ValueError
     return texts
