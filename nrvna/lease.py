@@ -353,7 +353,7 @@ class Lease:
         if not claim.order.after:
             return prompt
         with self._workspace.explained("write to"):
-            filled = self._parents.fill_in(prompt, claim.order.after)
+            filled = self._parents.fill_in(prompt, claim.order)
             if filled != prompt:
                 write(join(claim.directory, FILLED), encode(filled))
         return filled

@@ -367,6 +367,13 @@ def test_a_job_gets_the_answers_of_those_before_it(answered: Workspace) -> None:
     assert filled == "Join these: " + "\n\n".join(part.result().rstrip("\n") for part in parts)
 
 
+def test_braces_around_a_result_make_it_text(work: Workspace) -> None:
+    child = work.submit("{{result}}: {result}", after=work.submit("x"))
+    assert child.prompt == "{result}: {result}"
+    about = json.loads(Path(work.path, "input", child.id, "job.json").read_text())
+    assert about["results"] == [10]
+
+
 def test_a_failed_job_fails_the_one_after_it_with_the_reason(answered: Workspace) -> None:
     parent = answered.submit("word " * 3000)
     child = answered.submit("{result}", after=parent)
