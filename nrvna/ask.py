@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nrvna.config import MAX_SEED, SETTINGS
+from nrvna.config import SETTINGS, of_copy
 from nrvna.errors import GrammarError, JobError, SettingError
 from nrvna.grammar.choices import parse_choices
 from nrvna.grammar.gbnf import check_gbnf
@@ -55,10 +55,7 @@ def settings_of(options: argparse.Namespace) -> list[dict[str, Any]]:
         for setting in SETTINGS
         if setting.of_job and (text := getattr(options, setting.field)) is not None
     }
-    copies, seed = _copies(options.copies or "1"), settings.get("seed")
-    if seed is None:
-        return [settings] * copies
-    return [{**settings, "seed": (seed + number) % (MAX_SEED + 1)} for number in range(copies)]
+    return [of_copy(settings, number) for number in range(_copies(options.copies or "1"))]
 
 
 def _copies(text: str) -> int:

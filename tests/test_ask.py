@@ -41,6 +41,13 @@ def test_copies_without_a_seed_draw_their_own(workspace: Workspace, capsys: pyte
     assert [about["settings"] for about in queued(workspace, "-n", "2", capsys=capsys)] == [{}, {}]
 
 
+def test_copies_with_a_seed_of_minus_one_draw_their_own(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = queued(workspace, "-n", "2", "--seed", "-1", capsys=capsys)
+    assert [about["settings"] for about in made] == [{"seed": -1}, {"seed": -1}]
+
+
 def test_the_copies_of_a_line_stand_behind_each_other(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,24 @@ def test_settings_of_the_call_are_the_jobs_own(served: Workspace) -> None:
     assert (found["generated_tokens"], found["finish_reason"]) == (3, "length")
 
 
+def test_answers_with_a_seed_of_minus_one_differ_and_their_receipts_name_the_seed(
+    served: Workspace, tmp_path: Path
+) -> None:
+    asked_for = {"messages": [{"role": "user", "content": "Write something random."}], "max_tokens": 8, "seed": -1}
+    body = {**asked_for, "temperature": 1.5}
+    lines = [{"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(3)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    batch = command("wrk", served.path, "--batch", tmp_path / "in.jsonl").stdout.strip()
+    assert command("flw", "-w", served.path, "--batch", batch, "-o", tmp_path / "out.jsonl").returncode == 0
+    found = [json.loads(line)["response"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    answers = [each["body"]["choices"][0]["message"]["content"] for each in found]
+    assert len(set(answers)) == 3
+    sampled = [receipt(served, each["request_id"])["sampling"] for each in found]
+    assert (
+        len({sampling["seed"] for sampling in sampled if isinstance(sampling, dict) and sampling["seed"] >= 0}) == 3
+    )
+
+
 def test_a_job_whose_task_makes_no_sense_fails_with_the_reason(served: Workspace) -> None:
     job_id = served.submit("Hello", task={"kind": "sing"})
     done = command("flw", "-w", served.path, job_id)

@@ -289,3 +289,9 @@ def test_a_variable_that_only_begins_like_a_list_is_a_text() -> None:
     environ = {"NRVNA_STOP": "[INST]", "NRVNA_LORA": "[a]=b.gguf"}
     config = from_environment(environ=environ)
     assert (config.sampling.stop, config.lora) == (("[INST]",), ("[a]=b.gguf",))
+
+
+def test_a_seed_of_minus_one_is_drawn_also_where_the_daemon_has_one() -> None:
+    assert from_environment(environ={"NRVNA_SEED": "-1"}).sampling == Sampling()
+    assert of_job(Sampling(seed=42), {"seed": -1}) == Sampling()
+    assert not of_job(Sampling(seed=42), {"seed": -1}).is_repeatable

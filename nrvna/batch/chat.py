@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from nrvna.batch.fields import Fields, RefusedError, shown
-from nrvna.config import MAX_SEED, SETTINGS
+from nrvna.config import DRAWN_SEED, MAX_SEED, SETTINGS, of_copy
 from nrvna.errors import GrammarError, SettingError
 from nrvna.grammar.choices import check_choices
 from nrvna.grammar.gbnf import check_gbnf
@@ -73,10 +73,7 @@ def read_chat(body: Fields, base: Order) -> list[Order]:
         body.refuse("n", count, f"a whole number from 1 to {MAX_CHOICES}")
     body.finish()
     order = base._replace(prompt=prompt, settings=settings, task=Task.from_dict(about).to_dict())
-    if settings.get("seed") is None:
-        return [order] * (count or 1)
-    seeds = [(settings["seed"] + number) % (MAX_SEED + 1) for number in range(count or 1)]
-    return [order._replace(settings={**settings, "seed": seed}) for seed in seeds]
+    return [order._replace(settings=of_copy(settings, number)) for number in range(count or 1)]
 
 
 def _settings(body: Fields) -> dict[str, Any]:
@@ -108,10 +105,10 @@ def _listed(field: str, value: Any) -> Any:
 
 
 def _seed(body: Fields, value: Any) -> int:
-    """OpenAI's seeds have 64 bits and a sign; each is always the same one here."""
+    """OpenAI's seeds have 64 bits and a sign; each is always the same one here, but for the one that is drawn."""
     if type(value) is not int:
         body.refuse("seed", value, "a whole number")
-    return int(value) % (MAX_SEED + 1)
+    return DRAWN_SEED if value == DRAWN_SEED else int(value) % (MAX_SEED + 1)
 
 
 def _conversation(content: object) -> dict[str, Any]:

@@ -130,7 +130,8 @@ def test_messages_that_cannot_be_are_named(messages: object, param: str | None, 
         ({"min_tokens": 3, "ignore_eos": True}, {"min_tokens": 3, "ignore_eos": True}),
         ({"typical_p": 0.5, "mirostat": 2, "samplers": ["top_k"]}, {"typical_p": 0.5, "mirostat": 2}),
         ({"seed": 5}, {"seed": 5}),
-        ({"seed": -1}, {"seed": 0xFFFFFFFE}),
+        ({"seed": -1}, {"seed": None}),
+        ({"seed": -2}, {"seed": 0xFFFFFFFD}),
         ({"seed": 2**62}, {"seed": 2**62 % 0xFFFFFFFF}),
         ({"temperature": None, "stop": None, "seed": None}, {"temp": 0.8, "stop": (), "seed": None}),
     ],
@@ -151,6 +152,8 @@ def test_each_of_n_choices_is_a_job_with_a_seed_of_its_own() -> None:
     request = read(chat("a", n=3, seed=5))
     assert [order.settings["seed"] for order in request.orders] == [5, 6, 7]
     assert len(read(chat("a", n=2)).orders) == 2
+    drawn = read(chat("a", n=2, seed=-1), Order("", settings={"seed": 5}))
+    assert [order.settings["seed"] for order in drawn.orders] == [-1, -1]
 
 
 # Forms of the answer.
