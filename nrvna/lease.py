@@ -42,7 +42,7 @@ from nrvna.files import (
 )
 from nrvna.job import Job, JobState, Receipt, check_id, new_id, timestamp
 from nrvna.lines import without_mark
-from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order, check_prompt
+from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order, check_prompt, may_be_empty
 from nrvna.parents import Parents
 from nrvna.priorities import Priorities
 from nrvna.progress import Progress, parse
@@ -349,7 +349,8 @@ class Lease:
             if error.errno in _PASSING:
                 raise WorkspaceError(f"cannot read {claim.id}: {error.strerror}") from error
             raise JobError(f"prompt.txt cannot be read: {error.strerror}") from error
-        prompt = check_prompt(without_mark(data) if claim.by_hand else data).decode()
+        text = without_mark(data) if claim.by_hand else data
+        prompt = check_prompt(text, may_be_empty=may_be_empty(claim.task)).decode()
         if not claim.order.after:
             return prompt
         with self._workspace.explained("write to"):

@@ -151,7 +151,12 @@ def encode_prompt(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def check_prompt(data: bytes) -> bytes:
+def may_be_empty(task: object) -> bool:
+    """Whether a job's prompt may be: it is, where the task names its role, a message like those before it."""
+    return isinstance(task, Mapping) and "role" in task
+
+
+def check_prompt(data: bytes, *, may_be_empty: bool = False) -> bytes:
     """The prompt itself, if it can run. Raises JobError: empty, too large, a NUL byte, or invalid UTF-8."""
     if len(data) > MAX_PROMPT_BYTES:
         raise JobError(f"the prompt has {len(data)} bytes, more than the {MAX_PROMPT_BYTES} allowed")
@@ -161,6 +166,6 @@ def check_prompt(data: bytes) -> bytes:
         raise JobError(f"the prompt is not UTF-8: byte {data[error.start]:#04x} at position {error.start}") from None
     if "\0" in text:
         raise JobError(f"the prompt holds a NUL byte at position {data.index(0)}")
-    if not text.strip():
+    if not may_be_empty and not text.strip():
         raise JobError("the prompt is empty")
     return data

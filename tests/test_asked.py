@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,16 +64,35 @@ def test_settings_of_the_call_are_the_jobs_own(served: Workspace) -> None:
     assert (found["generated_tokens"], found["finish_reason"]) == (3, "length")
 
 
-def test_answers_with_a_seed_of_minus_one_differ_and_their_receipts_name_the_seed(
-    served: Workspace, tmp_path: Path
-) -> None:
-    asked_for = {"messages": [{"role": "user", "content": "Write something random."}], "max_tokens": 8, "seed": -1}
-    body = {**asked_for, "temperature": 1.5}
-    lines = [{"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(3)]
+def batch_of(served: Workspace, tmp_path: Path, *bodies: dict[str, object]) -> list[dict[str, Any]]:
+    """The responses to a batch of chats, once all are there."""
+    url = "/v1/chat/completions"
+    lines = [{"custom_id": str(n), "method": "POST", "url": url, "body": body} for n, body in enumerate(bodies)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     batch = command("wrk", served.path, "--batch", tmp_path / "in.jsonl").stdout.strip()
     assert command("flw", "-w", served.path, "--batch", batch, "-o", tmp_path / "out.jsonl").returncode == 0
-    found = [json.loads(line)["response"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    return [json.loads(line)["response"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+
+def test_a_conversation_with_empty_messages_is_answered(served: Workspace, tmp_path: Path) -> None:
+    said = {"role": "user", "content": "Hi."}
+    conversations = [
+        [{"role": "user", "content": ""}],
+        [{"role": "user", "content": []}],
+        [{"role": "system", "content": ""}, said],
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " "}],
+        [said, {"role": "assistant", "content": ""}, said],
+    ]
+    found = batch_of(served, tmp_path, *({"messages": messages, "max_tokens": 3} for messages in conversations))
+    assert [response["status_code"] for response in found] == [200] * 5
+    assert all(response["body"]["choices"][0]["message"]["content"] for response in found)
+
+
+def test_answers_with_a_seed_of_minus_one_differ_and_their_receipts_name_the_seed(
+    served: Workspace, tmp_path: Path
+) -> None:
+    messages = [{"role": "user", "content": "Write something random."}]
+    found = batch_of(served, tmp_path, *[{"messages": messages, "max_tokens": 8, "temperature": 1.5, "seed": -1}] * 3)
     answers = [each["body"]["choices"][0]["message"]["content"] for each in found]
     assert len(set(answers)) == 3
     sampled = [receipt(served, each["request_id"])["sampling"] for each in found]

@@ -112,6 +112,8 @@ def test_a_template_that_takes_no_system_message_gets_it_at_the_head_of_the_prom
     assert shown(templated, encoded.tokens) == "[Be brief.\n\nHi]"
     assert encoded.notes == {"template": "model", "system": "folded"}
     assert prompts.encode(asking("Hi"), limit=LIMIT).notes == {"template": "model"}
+    empty = Conversation((("system", ""), ("user", "Hi")))
+    assert shown(templated, prompts.encode(empty, limit=LIMIT).tokens) == "[Hi]"
 
 
 def test_system_messages_go_to_the_users_next_one(templated: Templated) -> None:
