@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nrvna.config import MAX_SEED, SETTINGS
+from nrvna.config import SETTINGS, of_copy
 from nrvna.errors import GrammarError, JobError, SettingError
 from nrvna.grammar.choices import parse_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import schema_to_gbnf
+from nrvna.lines import lines_of, read_given
 from nrvna.task import EMBED, RERANK, Task
 
 MAX_COPIES = 1000
@@ -54,10 +55,7 @@ def settings_of(options: argparse.Namespace) -> list[dict[str, Any]]:
         for setting in SETTINGS
         if setting.of_job and (text := getattr(options, setting.field)) is not None
     }
-    copies, seed = _copies(options.copies or "1"), settings.get("seed")
-    if seed is None:
-        return [settings] * copies
-    return [{**settings, "seed": (seed + number) % (MAX_SEED + 1)} for number in range(copies)]
+    return [of_copy(settings, number) for number in range(_copies(options.copies or "1"))]
 
 
 def _copies(text: str) -> int:
@@ -91,9 +89,12 @@ def task_of(options: argparse.Namespace) -> dict[str, Any]:
         about["kind"] = EMBED
     if options.rerank is not None:
         about["kind"] = RERANK
-        about["documents"] = [line for line in _contents(options.rerank).splitlines() if line.strip()]
-        if not about["documents"]:
+        found = lines_of(_contents(options.rerank))
+        if not found:
             raise JobError(f"--rerank {options.rerank} is empty, but must have a text to order on each line")
+        numbers, about["documents"] = zip(*found, strict=True)
+        if numbers[-1] != len(numbers):
+            about["numbers"] = numbers
     for name in ("lora", "system"):
         if about[name] == "":
             raise SettingError(f"--{name} is '', but must be {'a name' if name == 'lora' else 'a text'}")
@@ -116,7 +117,7 @@ def _explained(given_as: str, check: Callable[[Any], Any], content: object) -> A
 
 def _contents(path: str) -> str:
     with Path(path).open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
+        data = read_given(file, _MAX_BYTES)
     if len(data) > _MAX_BYTES:
         raise JobError(f"{path} has more than the {_MAX_BYTES} bytes allowed")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nrvna.config import MAX_SEED
+from nrvna.config import of_copy
 from nrvna.errors import JobError
 from nrvna.order import Order
 from nrvna.request import order_of
@@ -27,10 +27,10 @@ def read_object(content: Mapping[str, Any], orders: Sequence[Order]) -> tuple[st
     own = {name: getattr(asked, name) for name in _OF_AN_ORDER if options.get(name) is not None}
     made = []
     for number, order in enumerate(orders):
-        settings = {**order.settings, **asked.settings}
-        if "seed" in asked.settings:
-            settings["seed"] = (settings["seed"] + number) % (MAX_SEED + 1)
-        task = Task.from_dict({**order.task, **asked.task}).to_dict()
+        settings = {**order.settings, **of_copy(asked.settings, number)}
+        # Documents of its own are not the lines that others were.
+        numbers = {"numbers": ()} if "documents" in asked.task else {}
+        task = Task.from_dict({**order.task, **numbers, **asked.task}).to_dict()
         tags = (*order.tags, *asked.tags)
         made.append(order._replace(settings=settings, task=task, tags=tags, **own))
     return prompt, made

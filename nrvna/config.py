@@ -20,6 +20,8 @@ from nrvna.errors import SettingError
 LOG_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 # One below LLAMA_DEFAULT_SEED, which asks llama.cpp for a random seed.
 MAX_SEED = 0xFFFFFFFE
+# The seed that asks for one which is drawn, as in llama.cpp and vLLM.
+DRAWN_SEED = -1
 # By the names that llama.cpp gives them, in its order.
 _TRUNCATION = ("top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc")
 DEFAULT_SAMPLERS = ("penalties", "dry", *_TRUNCATION, "temperature")
@@ -46,6 +48,7 @@ _ALIASES = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p", "typicalp
 @dataclass(frozen=True)
 class Sampling:
     """How one job's tokens are chosen. Names, defaults and meaning are llama.cpp's; ``seed`` None is drawn per job.
+    DRAWN_SEED becomes None.
 
     ``samplers`` are the ones in use, in their order. ``logit_bias`` holds pairs of a token, by id or as text that may
     be several, and what is added to its logit; False makes it impossible. ``min_tokens`` and ``ignore_eos`` keep the
@@ -91,6 +94,8 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("dry_sequence_breakers", "samplers", "stop"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.seed == DRAWN_SEED:
+            object.__setattr__(self, "seed", None)
         object.__setattr__(self, "logit_bias", tuple((token, bias) for token, bias in self.logit_bias))
 
     def to_dict(self) -> dict[str, Any]:
@@ -295,9 +300,17 @@ def _texts(text: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _is_list(text: str) -> bool:
+    """Whether it is a list in JSON: what but begins like one, as [/INST] does, is not."""
+    try:
+        return isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _text_or_texts(text: str) -> tuple[str, ...]:
     """A JSON list of texts, or one text as it stands, the space around it included."""
-    texts = _texts(text) if text.lstrip().startswith("[") else (text,)
+    texts = _texts(text) if _is_list(text) else (text,)
     if not all(texts) or len(texts) > _MAX_STOPS:
         raise ValueError
     return texts
@@ -498,8 +511,8 @@ SETTINGS: tuple[Setting, ...] = (
         "NRVNA_SEED",
         "seed",
         int,
-        "seed of the sampling; unset, each job draws its own, and its receipt names it",
-        0,
+        "seed of the sampling; unset or -1, each job draws its own, and its receipt names it",
+        DRAWN_SEED,
         MAX_SEED,
         shown_default="drawn per job",
     ),
@@ -718,6 +731,14 @@ def of_job(sampling: Sampling, settings: Mapping[str, Any]) -> Sampling:
         else:
             raise SettingError(f"the job's setting {name} = {value!r} is none that a job can have")
     return replace(sampling, **values)
+
+
+def of_copy(settings: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """What a prompt's copy has of the settings asked of all, by its number from 0 on: given seeds count up."""
+    seed = settings.get("seed")
+    if seed is None or seed == DRAWN_SEED:
+        return dict(settings)
+    return {**settings, "seed": (seed + number) % (MAX_SEED + 1)}
 
 
 def llama_dir() -> Path | None:

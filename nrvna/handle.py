@@ -12,7 +12,7 @@ from nrvna.errors import DamagedResultError, JobFailedError, JobNotFoundError, S
 from nrvna.files import is_folder
 from nrvna.job import Job as Found
 from nrvna.job import JobState, Receipt
-from nrvna.task import RERANK
+from nrvna.task import RERANK, Task
 from nrvna.watch import Ended, View, Watch
 
 _POLL_S = 0.05
@@ -122,13 +122,15 @@ class Job:
         task = self._view.folder.about(found).get("task", {})
         if task.get("kind") != RERANK:
             raise SettingError(f"{self.id} ordered no documents: submit it with rerank=[...]")
+        documents = task["documents"]
+        places = {number: place for place, number in enumerate(Task.from_dict(task).document_numbers)}
         ranking, rest = [], text
         while rest:
             score, number, rest = rest.split("\t", 2)
-            place = int(number) - 1
+            place = places[int(number)]
             # A document may have tabs and line breaks of its own.
-            ranking.append(Ranked(float(score), place, task["documents"][place]))
-            rest = rest[len(task["documents"][place]) + 1 :]
+            ranking.append(Ranked(float(score), place, documents[place]))
+            rest = rest[len(documents[place]) + 1 :]
         return ranking
 
     def so_far(self) -> str:

@@ -41,7 +41,8 @@ from nrvna.files import (
     write,
 )
 from nrvna.job import Job, JobState, Receipt, check_id, new_id, timestamp
-from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order, check_prompt
+from nrvna.lines import without_mark
+from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order, check_prompt, may_be_empty
 from nrvna.parents import Parents
 from nrvna.priorities import Priorities
 from nrvna.progress import Progress, parse
@@ -81,7 +82,7 @@ class Claim(NamedTuple):
 
     ``begun`` counts how often it was decoded before, ``crashes`` how often the engine died of that, as far as is
     known. ``settings`` and ``task`` are the job's own, unchecked; ``trouble`` says why they cannot be known, and
-    ``order`` holds what else was asked.
+    ``order`` holds what else was asked. One ``by_hand`` was made by no program of nrvna.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Claim(NamedTuple):
     trouble: str | None = None
     task: object = None
     order: Order = Order(b"")
+    by_hand: bool = False
 
 
 class Attempts(NamedTuple):
@@ -318,7 +320,8 @@ class Lease:
         if not isinstance(settings, dict):
             settings, trouble = {}, "its settings in job.json are no JSON object"
         task = about.get("task")
-        return Claim(own, directory, queued, attempts.begun, attempts.crashes, settings, trouble, task, order)
+        begun, crashes, by_hand = attempts.begun, attempts.crashes, "nrvna" not in about
+        return Claim(own, directory, queued, begun, crashes, settings, trouble, task, order, by_hand)
 
     def _is_for_others(self, model: object) -> bool:
         if isinstance(model, str):
@@ -351,11 +354,12 @@ class Lease:
             if error.errno in _PASSING:
                 raise WorkspaceError(f"cannot read {claim.id}: {error.strerror}") from error
             raise JobError(f"prompt.txt cannot be read: {error.strerror}") from error
-        prompt = check_prompt(data).decode()
+        text = without_mark(data) if claim.by_hand else data
+        prompt = check_prompt(text, may_be_empty=may_be_empty(claim.task)).decode()
         if not claim.order.after:
             return prompt
         with self._workspace.explained("write to"):
-            filled = self._parents.fill_in(prompt, claim.order.after)
+            filled = self._parents.fill_in(prompt, claim.order)
             if filled != prompt:
                 write(join(claim.directory, FILLED), encode(filled))
         return filled

@@ -12,6 +12,7 @@ from nrvna.columns import columns_of, fit, pad
 from nrvna.durations import ago
 from nrvna.files import read_head
 from nrvna.job import Job, JobState
+from nrvna.lines import head_line
 from nrvna.selection import Glance, queued_at, read_order, resettled
 from nrvna.terminal import printable, terminal
 
@@ -67,8 +68,7 @@ def row_of(glance: Glance, job: Job, name: str) -> Row:
 
 def first_line(text: str) -> str:
     """The first line with something on it, as it may be shown."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return printable(line).replace("\t", " ")
+    return printable(head_line(text)).replace("\t", " ")
 
 
 class Widths(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ MAX_TAGS, MAX_PARENTS, MAX_KEY_BYTES = 32, 10_000, 1000
 MAX_PRIORITY = 100
 MAX_TIMEOUT_S = 366 * 24 * 3600
 _TAG = re.compile(r"[^\s,]{1,64}")
-_RESULT = re.compile(r"\{result(?::([^{}]*))?\}")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -29,7 +29,8 @@ class Order(NamedTuple):
     name. ``tags`` are words to find it by. A higher ``priority``, from -100 to 100, starts earlier. It starts once
     the jobs ``after`` which it comes are done, and fails if one of them does. Of all orders with one ``key`` a
     workspace makes one job. ``timeout`` is how many seconds it may be at work before it is given up. ``batch`` is the
-    batch that it is a line of.
+    batch that it is a line of. ``results`` are the places in its prompt, in characters, where answers of the jobs
+    before it go, None where the prompt itself has to say: see results.py.
     """
 
     prompt: str | bytes
@@ -42,12 +43,17 @@ class Order(NamedTuple):
     key: str | None = None
     timeout: float | None = None
     batch: str | None = None
+    results: tuple[int, ...] | None = None
 
     def about(self) -> dict[str, Any]:
         """What ``job.json`` holds of it. Raises JobError for what cannot be."""
         self.check()
         given = {name: getattr(self, name) for name in self._fields[2:]}
         kept = {name: value for name, value in given.items() if value not in (None, (), 0, {})}
+        kept.pop("results", None)
+        if self.after and self.results is not None:
+            # That there are none must be known, too.
+            kept["results"] = self.results
         return {"settings": dict(self.settings), **kept, **({"task": dict(self.task)} if self.task else {})}
 
     @classmethod
@@ -57,8 +63,9 @@ class Order(NamedTuple):
         Raises JobError, naming what cannot be.
         """
         tags, after, model = about.get("tags", ()), about.get("after", ()), about.get("model")
-        if not isinstance(tags, list | tuple) or not isinstance(after, list | tuple):
-            raise JobError("the job's tags and after must be lists")
+        results = about.get("results")
+        if not all(isinstance(each, list | tuple) for each in (tags, after, () if results is None else results)):
+            raise JobError("the job's tags, after and results must be lists")
         order = cls(
             b"",
             model=model if isinstance(model, str) else None,
@@ -68,6 +75,7 @@ class Order(NamedTuple):
             key=about.get("key"),
             timeout=about.get("timeout"),
             batch=about.get("batch"),
+            results=None if results is None else tuple(results),
         )
         order.check()
         return order
@@ -90,13 +98,22 @@ class Order(NamedTuple):
             raise JobError(f"the timeout is {seconds!r}, but must be seconds, more than 0 and up to a year")
         if self.batch is not None and not isinstance(self.batch, str):
             raise JobError("the job's batch must be text")
+        if self.results and not _are_places(self.results):
+            raise JobError("the job's results must be places in its prompt, one behind the other")
 
 
-def copies(prompt: bytes, orders: Iterable[Order], tags: Iterable[str], key: str | None) -> list[Order]:
+def copies(
+    prompt: bytes,
+    orders: Iterable[Order],
+    tags: Iterable[str],
+    key: str | None,
+    results: tuple[int, ...] | None = None,
+) -> list[Order]:
     """A prompt's copies, of which ``orders`` say what is asked of each; every copy has a key of its own."""
     return [
         order._replace(
             prompt=prompt,
+            results=results,
             tags=tuple(dict.fromkeys((*tags, *order.tags))),
             key=order.key if key is None else key if number == 0 else f"{key} #{number + 1}",
         )
@@ -116,6 +133,12 @@ def _check_parents(after: tuple[str, ...]) -> None:
             raise JobError(f"it cannot come after a job of that id: {error}") from None
 
 
+def _are_places(results: tuple[int, ...]) -> bool:
+    return all(type(place) is int for place in results) and all(
+        before < place for before, place in pairwise((-1, *results, MAX_PROMPT_BYTES))
+    )
+
+
 def _is_key(key: object) -> bool:
     try:
         return isinstance(key, str) and 0 < len(key.encode()) <= MAX_KEY_BYTES
@@ -123,48 +146,17 @@ def _is_key(key: object) -> bool:
         return False
 
 
-def parents_named(prompt: str, after: Iterable[str]) -> list[str]:
-    """The jobs whose answers a prompt wants, by ``{result}``, all of them, or ``{result:ID}``.
-
-    Raises JobError if it wants that of a job which it does not come after.
-    """
-    after = tuple(after)
-    named: list[str] = []
-    for match in _RESULT.finditer(prompt):
-        named += after if match[1] is None else [_parent(match[1], after)]
-    return list(dict.fromkeys(named))
-
-
-def fill_in(prompt: str, after: Iterable[str], answers: Mapping[str, str]) -> str:
-    """The prompt with the answers that it wants. What an answer looks like is not read again.
-
-    Raises JobError as :func:`parents_named`.
-    """
-    after = tuple(after)
-
-    def answer(match: re.Match[str]) -> str:
-        named = after if match[1] is None else (_parent(match[1], after),)
-        return "\n\n".join(answers[parent] for parent in named)
-
-    return _RESULT.sub(answer, prompt)
-
-
-def _parent(name: str, after: tuple[str, ...]) -> str:
-    """By its id, or by how that alone of them begins or ends."""
-    found = [parent for parent in after if parent.startswith(name) or parent.endswith(name)] if name else []
-    if name in after:
-        return name
-    if len(found) != 1:
-        raise JobError(f"{{result:{name}}} names no job that this one comes after")
-    return found[0]
-
-
 def encode_prompt(text: str) -> bytes:
     """Text as UTF-8; what that cannot hold stays, for :func:`check_prompt` to refuse."""
     return text.encode("utf-8", "surrogatepass")
 
 
-def check_prompt(data: bytes) -> bytes:
+def may_be_empty(task: object) -> bool:
+    """Whether a job's prompt may be: it is, where the task names its role, a message like those before it."""
+    return isinstance(task, Mapping) and "role" in task
+
+
+def check_prompt(data: bytes, *, may_be_empty: bool = False) -> bytes:
     """The prompt itself, if it can run. Raises JobError: empty, too large, a NUL byte, or invalid UTF-8."""
     if len(data) > MAX_PROMPT_BYTES:
         raise JobError(f"the prompt has {len(data)} bytes, more than the {MAX_PROMPT_BYTES} allowed")
@@ -174,6 +166,6 @@ def check_prompt(data: bytes) -> bytes:
         raise JobError(f"the prompt is not UTF-8: byte {data[error.start]:#04x} at position {error.start}") from None
     if "\0" in text:
         raise JobError(f"the prompt holds a NUL byte at position {data.index(0)}")
-    if not text.strip():
+    if not may_be_empty and not text.strip():
         raise JobError("the prompt is empty")
     return data

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from nrvna.errors import JobError, JobNotFoundError, WorkspaceError
 from nrvna.files import encode, is_folder
 from nrvna.job import Job, JobState
-from nrvna.order import check_prompt, fill_in, parents_named
+from nrvna.lines import head_line
+from nrvna.order import Order, check_prompt
+from nrvna.results import fill_in, parents_named
 
 if TYPE_CHECKING:
     from nrvna.workspace import Workspace
@@ -94,18 +96,18 @@ class Parents:
     def _has_failed(self, finished: set[str]) -> bool:
         return not all(is_folder(join(self._workspace.output, parent)) for parent in finished)
 
-    def fill_in(self, prompt: str, after: tuple[str, ...]) -> str:
+    def fill_in(self, prompt: str, order: Order) -> str:
         """The prompt with the answers that it wants.
 
         Raises JobError if a parent has none, or the whole is too long; WorkspaceError if one is not finished.
         """
-        for parent in after:
+        for parent in order.after:
             self._check_done(parent)
-        named = parents_named(prompt, after)
+        named = parents_named(prompt, order)
         if not named:
             return prompt
         answers = {parent: self._answer(parent) for parent in named}
-        return check_prompt(encode(fill_in(prompt, after, answers))).decode()
+        return check_prompt(encode(fill_in(prompt, order, answers))).decode()
 
     def _check_done(self, parent: str) -> None:
         try:
@@ -113,7 +115,7 @@ class Parents:
         except JobNotFoundError:
             raise JobError(f"the job {parent}, which it comes after, is not there any more") from None
         if job.state is JobState.FAILED:
-            reason = self._workspace.answer(job).strip().split("\n")[0]
+            reason = head_line(self._workspace.answer(job))
             raise JobError(f"the job {parent}, which it comes after, failed: {reason}")
         if job.state is not JobState.DONE:
             raise WorkspaceError(f"the job {parent}, which another comes after, is {job.state} again")

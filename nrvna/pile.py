@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from nrvna.errors import JobError, SettingError, SubmitError
+from nrvna.lines import Lines
 from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies, encode_prompt
-from nrvna.prompts import Template, compose, quoted_file, read_file
+from nrvna.prompts import Part, Template, compose, part_of_words, quoted_file, read_file
 from nrvna.workspace import Workspace
 
 # Jobs that wait for the disk together: many, so that it is asked seldom; few, so that a pipe's ids come steadily.
@@ -53,22 +54,29 @@ class Recipe(NamedTuple):
 
     def jobs(self, row: Row) -> list[Order]:
         """Raises JobError or SettingError for what cannot be asked, OSError for a file that cannot be read."""
-        orders = self.orders
+        prompt, orders = self._prompt(row)
+        key = self.key.fill(row.fields) if self.key else None
+        tags = [tag.fill(row.fields) for tag in self.tags]
+        made = copies(check_prompt(prompt.text), orders, tags, key, prompt.results)
+        for order in made:
+            order.check()
+        return made
+
+    def _prompt(self, row: Row) -> tuple[Part, Sequence[Order]]:
+        """The prompt of a row's jobs, and what is asked of each of these beside."""
+        orders, last = self.orders, []
         if self.template:
-            prompt = compose([self.template.fill(row.fields)], self.files, None)
-        elif row.asks is not None:
+            return compose([self.template.part(row.fields), *map(Part, self.files)]), orders
+        if row.asks is not None:
             # Imported here: it takes longer than most piles.
             from nrvna.asked import read_object
 
             text, orders = read_object(row.asks, orders)
-            prompt = compose(self.words, self.files, encode_prompt(text))
-        else:
-            prompt = compose(self.words, self.files, row.text() if row.text else None)
-        key = self.key.fill(row.fields) if self.key else None
-        made = copies(check_prompt(prompt), orders, [tag.fill(row.fields) for tag in self.tags], key)
-        for order in made:
-            order.check()
-        return made
+            last = [part_of_words(text, waits=bool(orders[0].after), encode=encode_prompt)]
+        elif row.text:
+            last = [Part(row.text())]
+        words = [part_of_words(" ".join(self.words), waits=bool(orders[0].after))] if self.words else []
+        return compose([*words, *map(Part, self.files), *last]), orders
 
 
 def lines(descriptor: int) -> Iterator[list[Row]]:
@@ -173,15 +181,11 @@ def queue_pile(
 def _grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:
     """Lines with their numbers; of one that is too long for a prompt only so much that this can be told."""
     group: list[tuple[int, bytes]] = []
-    number, size, rest = 0, 0, b""
+    lines, size = Lines(MAX_PROMPT_BYTES), 0
     while data := os.read(descriptor, 1 << 16):
-        *whole, rest = (rest + data).split(b"\n")
-        rest = rest[: MAX_PROMPT_BYTES + 1]
-        for line in whole:
-            number += 1
-            if line.strip():
-                group.append((number, line.removesuffix(b"\r")))
-                size += len(line)
+        for number, line in lines.feed(data):
+            group.append((number, line))
+            size += len(line)
             if len(group) >= GROUP or size >= _GROUP_BYTES:
                 yield group
                 group, size = [], 0
@@ -189,8 +193,7 @@ def _grouped_lines(descriptor: int) -> Iterator[list[tuple[int, bytes]]]:
         if group and not select.select([descriptor], (), (), 0)[0]:
             yield group
             group, size = [], 0
-    if rest.strip():
-        group.append((number + 1, rest))
+    group += lines.close()
     if group:
         yield group
 

@@ -5,25 +5,58 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from nrvna.errors import JobError, SettingError
-from nrvna.order import MAX_PROMPT_BYTES, check_prompt
+from nrvna.lines import read_given
+from nrvna.order import MAX_PROMPT_BYTES, check_prompt, encode_prompt
 
-_FIELD = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\}")
+_FIELD = re.compile(r"\{(\{(?:[A-Za-z_]\w*|result:[^{}]*)\})\}|\{(?:([A-Za-z_]\w*)|result:[^{}]*)\}")
+_BETWEEN = b"\n\n"
 _FENCE = re.compile(r"^[ ]{0,3}(`{3,})", re.MULTILINE)
 
 
-def compose(words: Sequence[str], files: Sequence[bytes], last: bytes | None) -> bytes:
-    """The words as a shell joins them, files below them, and below these the text that differs from job to job.
+class Part(NamedTuple):
+    """Of a prompt: its text, and the places in that, in characters, where answers of other jobs go."""
+
+    text: bytes
+    results: tuple[int, ...] = ()
+
+
+def part_of_words(words: str, *, waits: bool, encode: Callable[[str], bytes] = os.fsencode) -> Part:
+    """Words as they are; of a job that ``waits`` for others they may say where the answers of these go."""
+    results: tuple[int, ...] = ()
+    if waits:
+        # Imported here: few jobs come after others.
+        from nrvna.results import read_words
+
+        words, results = read_words(words)
+    return Part(encode(words), results)
+
+
+def _encoded(text: str) -> bytes:
+    """As bytes; those of the command line as they were, and what is no text stays, to be refused."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return encode_prompt(text)
+
+
+def compose(parts: Sequence[Part]) -> Part:
+    """The parts of a prompt below each other: words, files, and last the text that differs from job to job.
 
     What many prompts have in common stands first: it is computed once.
     """
-    parts = [os.fsencode(" ".join(words))] if words else []
-    parts += files
-    if last is not None:
-        parts.append(last)
-    return b"\n\n".join(parts)
+    text = _BETWEEN.join(part.text for part in parts)
+    if not any(part.results for part in parts):
+        return Part(text)
+    results: list[int] = []
+    size = 0
+    for part in parts:
+        results += [size + place for place in part.results]
+        size += len(part.text.decode(errors="surrogateescape")) + len(_BETWEEN)
+    return Part(text, tuple(results))
 
 
 def quoted_file(path: str) -> bytes:
@@ -40,7 +73,7 @@ def quoted_file(path: str) -> bytes:
 def read_file(path: str) -> str:
     """A text file. Raises as :func:`quoted_file`."""
     with open(path, "rb") as file:
-        data = file.read(MAX_PROMPT_BYTES + 1)
+        data = read_given(file, MAX_PROMPT_BYTES)
     try:
         return check_prompt(data).decode()
     except JobError as error:
@@ -50,7 +83,8 @@ def read_file(path: str) -> str:
 class Template:
     """A text with fields such as ``{path}``, which each job fills in; ``{{path}}`` stands for ``{path}`` itself.
 
-    ``given_as`` is the option that it came by. Other braces, those of a JSON example too, stay as they are.
+    ``{result}`` and ``{result:ID}`` stay, as they are filled in once there is one. ``given_as`` is the option that it
+    came by. Other braces, those of a JSON example too, stay as they are.
     """
 
     def __init__(self, text: str, given_as: str) -> None:
@@ -64,22 +98,38 @@ class Template:
             raise SettingError(f"{self._given_as} names {{{name}}}: there is {_listed(known)}")
 
     def fill(self, fields: Mapping[str, object]) -> str:
-        """Raises SettingError if it names a field that there is not.
+        """The text with its fields. Raises SettingError if it names one that there is not."""
+        return "".join(piece for piece, _ in self._filled(fields))
 
-        ``{result}`` stays, as it is filled in once there is one.
-        """
+    def part(self, fields: Mapping[str, object]) -> Part:
+        """The same as a part of a prompt: nothing in a field is a place for an answer. Raises as :meth:`fill`."""
+        pieces: list[str] = []
+        results: list[int] = []
+        size = 0
+        for piece, is_result in self._filled(fields):
+            if is_result:
+                results.append(size)
+            pieces.append(piece)
+            size += len(piece)
+        return Part(_encoded("".join(pieces)), tuple(results))
 
-        def value(match: re.Match[str]) -> str:
+    def _filled(self, fields: Mapping[str, object]) -> Iterator[tuple[str, bool]]:
+        """Its pieces, and whether each is to become an answer."""
+        end = 0
+        for match in _FIELD.finditer(self.text):
+            yield self.text[end : match.start()], False
+            name = match[2]
             if match[1]:
-                return f"{{{match[1]}}}"
-            if match[2] in fields:
-                found = fields[match[2]]
-                return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
-            if match[2] == "result":
-                return match[0]
-            raise SettingError(f"{self._given_as} names {match[0]}: there is {_listed(fields)}")
-
-        return _FIELD.sub(value, self.text)
+                yield match[1], False
+            elif name in fields:
+                found = fields[name]
+                yield found if isinstance(found, str) else json.dumps(found, ensure_ascii=False), False
+            elif name in (None, "result"):
+                yield match[0], True
+            else:
+                raise SettingError(f"{self._given_as} names {match[0]}: there is {_listed(fields)}")
+            end = match.end()
+        yield self.text[end:], False
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -12,7 +12,8 @@ from nrvna.errors import GrammarError, JobError, SettingError
 from nrvna.grammar.choices import check_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import read_schema, schema_to_gbnf
-from nrvna.order import Order, check_prompt, encode_prompt, parents_named
+from nrvna.order import Order, check_prompt, encode_prompt
+from nrvna.results import with_places
 from nrvna.task import EMBED, RERANK, Task
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ class Options(TypedDict, total=False):
     ``schema`` is a JSON schema, as Python has it or as JSON text. ``embed`` asks for a vector, ``rerank`` names
     documents to be ordered by how well they answer the prompt. ``model`` leaves it to a daemon whose model file has
     that name. Of all jobs with one ``key`` a workspace makes one. ``after`` are jobs, or their ids, that must be done
-    before it starts; the prompt may hold their answers as ``{result}``, or that of one as ``{result:ID}``. A higher
-    ``priority``, from -100 to 100, starts earlier. ``timeout`` is how many seconds it may be at work.
+    before it starts; the prompt may hold their answers as ``{result}``, or that of one as ``{result:ID}``, while
+    ``{{result}}`` is text. A higher ``priority``, from -100 to 100, starts earlier. ``timeout`` is how many seconds
+    it may be at work.
     """
 
     temp: float | None
@@ -131,9 +133,7 @@ def for_prompt(order: Order, prompt: str) -> Order:
     if not isinstance(prompt, str):
         raise JobError(f"the prompt is {shown(prompt)}, but must be text")
     check_prompt(encode_prompt(prompt))
-    if order.after:
-        parents_named(prompt, order.after)
-    return order._replace(prompt=prompt)
+    return with_places(order._replace(prompt=prompt))
 
 
 def _settings_of(given: Mapping[str, Any]) -> dict[str, Any]:

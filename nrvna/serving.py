@@ -208,7 +208,7 @@ class Daemon:
 
     def _resume(self, claim: Claim) -> dict[str, Any] | None:
         done = self._lease.progress(claim)
-        if done.key is None or not done.tokens:
+        if done.key is None:
             return None
         return {"key": done.key, "seed": done.seed, "tokens": done.tokens, "draws": done.draws}
 

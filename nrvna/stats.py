@@ -13,6 +13,7 @@ from os.path import basename
 from typing import Any
 
 from nrvna.job import JobState, Receipt, timestamp
+from nrvna.lines import head_line
 from nrvna.selection import Glance, Selection
 from nrvna.terminal import printable
 
@@ -127,8 +128,7 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 
 def _kind_of(reason: str) -> str:
     """A reason without what is one job's alone: its numbers, and ids."""
-    line = next((line for line in reason.splitlines() if line.strip()), "no reason is known").strip()
-    return _NUMBER.sub("N", _ID.sub("ID", line))
+    return _NUMBER.sub("N", _ID.sub("ID", head_line(reason) or "no reason is known"))
 
 
 def print_stats(found: dict[str, Any], *, as_json: bool) -> None:

@@ -21,7 +21,7 @@ from nrvna import __version__
 from nrvna.errors import JobError, JobNotFoundError, SubmitError
 from nrvna.files import as_json, is_folder, make_folder, move, read_text, remove, sync, sync_tree, write
 from nrvna.job import new_id, time_of, timestamp
-from nrvna.order import MAX_ABOUT_BYTES, Order, check_prompt, encode_prompt, parents_named
+from nrvna.order import MAX_ABOUT_BYTES, Order, check_prompt, encode_prompt, may_be_empty
 
 if TYPE_CHECKING:
     from nrvna.workspace import Record, Workspace
@@ -42,14 +42,22 @@ def submit_all(workspace: Workspace, orders: list[Order], record: Record | None)
 
 def _contents(order: Order) -> tuple[bytes, bytes]:
     """The files of a job. Raises JobError if it cannot run."""
-    prompt = order.prompt if isinstance(order.prompt, bytes) else encode_prompt(order.prompt)
-    check_prompt(prompt)
+    prompt = _checked(order)
     if order.after:
-        parents_named(prompt.decode(), order.after)
+        # Imported here: few jobs come after others.
+        from nrvna.results import with_places
+
+        order = with_places(order)
+        prompt = _checked(order)
     about = as_json({"queued": timestamp(time.time()), "nrvna": __version__, **order.about()})
     if len(about) > MAX_ABOUT_BYTES:
         raise JobError(f"what is asked beside the prompt has {len(about)} bytes: {MAX_ABOUT_BYTES} are allowed")
     return prompt, about
+
+
+def _checked(order: Order) -> bytes:
+    prompt = order.prompt if isinstance(order.prompt, bytes) else encode_prompt(order.prompt)
+    return check_prompt(prompt, may_be_empty=may_be_empty(order.task))
 
 
 class _Submission:

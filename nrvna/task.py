@@ -7,7 +7,7 @@ hand may hold anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -28,7 +28,8 @@ class Task:
     One of ``grammar`` (GBNF), ``json_schema`` (a schema as JSON text) and ``choices`` may constrain the answer.
     ``lora`` is the name of an adapter that the daemon was started with.
 
-    "embed" turns the prompt into a vector, "rerank" scores the ``documents`` by how well they answer it.
+    "embed" turns the prompt into a vector, "rerank" scores the ``documents`` by how well they answer it. In the
+    answer each has its number of ``numbers``, or where there are none its place among them, from 1 on.
     """
 
     kind: str = ANSWER
@@ -42,6 +43,12 @@ class Task:
     choices: tuple[str, ...] = ()
     lora: str | None = None
     documents: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def document_numbers(self) -> Sequence[int]:
+        """By which number each of the documents is called in the answer."""
+        return self.numbers or range(1, len(self.documents) + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """What differs from a plain question, as JSON can write it; :meth:`from_dict` makes an equal Task of it."""
@@ -73,6 +80,7 @@ class Task:
             choices=_texts(content, "choices"),
             lora=_text(content, "lora"),
             documents=_texts(content, "documents"),
+            numbers=_numbers(content),
         )
         task._check()
         return task
@@ -82,11 +90,15 @@ class Task:
         if len(constraints) > 1:
             raise SettingError(f"a job's answer follows one constraint, not {' and '.join(constraints)}")
         if self.kind != ANSWER:
-            extra = [name for name in self.to_dict() if name not in ("kind", "documents")]
+            extra = [name for name in self.to_dict() if name not in ("kind", "documents", "numbers")]
             if extra:
                 raise SettingError(f"a job that is to {self.kind} has no use for {', '.join(extra)}")
         if bool(self.documents) != (self.kind == RERANK):
             raise SettingError("documents and the kind rerank go together")
+        if self.numbers and len(self.numbers) != len(self.documents):
+            raise SettingError(
+                f"the task has {len(self.documents)} documents, but {len(self.numbers)} numbers of them"
+            )
         if self.raw and (self.system or self.messages or self.role != "user" or self.template_kwargs):
             raise SettingError("a raw prompt stands alone: no system message, no messages, no role, no variables")
 
@@ -107,6 +119,15 @@ def _texts(content: Mapping[str, Any], name: str) -> tuple[str, ...]:
     values = content.get(name, ())
     if not isinstance(values, list | tuple) or not all(_is_text(value) for value in values):
         raise SettingError(f"the task's {name} must be a list of texts")
+    return tuple(values)
+
+
+def _numbers(content: Mapping[str, Any]) -> tuple[int, ...]:
+    values = content.get("numbers", ())
+    if not isinstance(values, list | tuple) or not all(type(value) is int and value > 0 for value in values):
+        raise SettingError("the task's numbers must be a list of whole numbers above 0")
+    if len(set(values)) < len(values):
+        raise SettingError("the task's numbers name two documents alike")
     return tuple(values)
 
 

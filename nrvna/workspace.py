@@ -45,6 +45,7 @@ from nrvna.files import (
     write,
 )
 from nrvna.job import Job, JobState, Receipt, check_id, is_generated_id, order_of_time
+from nrvna.lines import without_mark
 from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order
 
 if TYPE_CHECKING:
@@ -355,7 +356,7 @@ class Workspace:
     def context(self) -> str | None:
         """The system message of every job, or None. Raises WorkspaceError if the file cannot be used."""
         try:
-            text = read(self.context_file, MAX_CONTEXT_BYTES).decode()
+            text = without_mark(read(self.context_file, MAX_CONTEXT_BYTES)).decode()
         except FileNotFoundError:
             return None
         except (OSError, JobError, UnicodeDecodeError) as error:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from nrvna.arguments import Parser
 from nrvna.errors import JobError, JobNotFoundError, NoFolderError, SettingError, WorkspaceError
+from nrvna.lines import read_given
 from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies
-from nrvna.prompts import compose
+from nrvna.prompts import Part, compose, part_of_words
 from nrvna.terminal import abandon_stdout, open_streams
 from nrvna.workspace import Workspace
 
@@ -40,6 +41,8 @@ many at once:
 one after another:
   id=$(wrk ~/work "Write a limerick.")
   wrk ~/work --after $id "Make this better: {result}"
+{result} and {result:ID} are answers in the words and in --template; {{result}} is the text {result}. Whatever is in
+files, lines, fields and standard input stays as it is.
 
 exit codes: 0 queued, 1 the workspace could not be written, 2 usage, or a prompt that cannot run;
 with -w those of flw
@@ -244,7 +247,7 @@ def queue_one(options: argparse.Namespace, workspace: Workspace, orders: list[Or
     piped = None
     if words[-1:] == ["-"] or not (words or options.file or sys.stdin.isatty()):
         words = words[:-1]
-        piped = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        piped = read_given(sys.stdin.buffer, MAX_PROMPT_BYTES)
     elif not (words or options.file):
         raise JobError("no prompt: name one after the workspace, or pipe one in")
     elif pipe_is_waiting():
@@ -256,8 +259,11 @@ def queue_one(options: argparse.Namespace, workspace: Workspace, orders: list[Or
         from nrvna.prompts import quoted_file
 
         files = [quoted_file(path) for path in options.file]
-    prompt = check_prompt(compose(words, files, piped))
-    return workspace.submit_all(copies(prompt, orders, _words_of(options.tag), options.key))
+    parts = [part_of_words(" ".join(words), waits=bool(orders[0].after))] if words else []
+    parts += [Part(text) for text in (*files, piped) if text is not None]
+    prompt = compose(parts)
+    made = copies(check_prompt(prompt.text), orders, _words_of(options.tag), options.key, prompt.results)
+    return workspace.submit_all(made)
 
 
 def wait_for(workspace: Workspace, ids: list[str]) -> int:

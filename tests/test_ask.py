@@ -41,6 +41,13 @@ def test_copies_without_a_seed_draw_their_own(workspace: Workspace, capsys: pyte
     assert [about["settings"] for about in queued(workspace, "-n", "2", capsys=capsys)] == [{}, {}]
 
 
+def test_copies_with_a_seed_of_minus_one_draw_their_own(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = queued(workspace, "-n", "2", "--seed", "-1", capsys=capsys)
+    assert [about["settings"] for about in made] == [{"seed": -1}, {"seed": -1}]
+
+
 def test_the_copies_of_a_line_stand_behind_each_other(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,9 +90,43 @@ def test_a_schema_may_stand_in_a_file_or_in_the_call(
 def test_documents_to_order_are_a_files_lines(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "documents").write_text("one\n\ntwo\n")
+    (tmp_path / "documents").write_text("one\ntwo\n")
     [about] = queued(workspace, "--rerank", str(tmp_path / "documents"), capsys=capsys)
     assert about["task"] == {"kind": "rerank", "documents": ["one", "two"]}
+
+
+def test_documents_keep_the_numbers_of_their_lines(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "documents").write_bytes("one\n\r\n\u3000\ntwo \u2028 \x0c \x85 2\r\nthree \r 3".encode())
+    [about] = queued(workspace, "--rerank", str(tmp_path / "documents"), capsys=capsys)
+    assert about["task"] == {
+        "kind": "rerank",
+        "documents": ["one", "two \u2028 \x0c \x85 2", "three \r 3"],
+        "numbers": [1, 4, 5],
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "task"),
+    [
+        ("--messages", '[{"role": "user", "content": "hi"}]', {"messages": [["user", "hi"]]}),
+        ("--schema", '{"type": "integer"}', {"json_schema": '{"type": "integer"}'}),
+        ("--grammar", 'root ::= "a" | "b"\r\n', {"grammar": 'root ::= "a" | "b"\r\n'}),
+        ("--rerank", "bread\r\nwater\r\n", {"kind": "rerank", "documents": ["bread", "water"]}),
+    ],
+)
+def test_a_file_begins_after_its_byte_order_mark(
+    workspace: Workspace,
+    tmp_path: Path,
+    option: str,
+    content: str,
+    task: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbf" + content.encode())
+    [about] = queued(workspace, option, str(tmp_path / "file"), capsys=capsys)
+    assert about["task"] == task
 
 
 @pytest.mark.parametrize(

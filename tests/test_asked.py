@@ -9,12 +9,14 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from make_models import RANK, make_bert
 from processes import DaemonProcess, command
 
+import nrvna
 from nrvna.workspace import Workspace
 
 StartDaemon = Callable[..., DaemonProcess]
@@ -60,6 +62,43 @@ def test_settings_of_the_call_are_the_jobs_own(served: Workspace) -> None:
     job_id, _ = asked(served, "Say something.", "--predict", "3", "--min-tokens", "3")
     found = receipt(served, job_id)
     assert (found["generated_tokens"], found["finish_reason"]) == (3, "length")
+
+
+def batch_of(served: Workspace, tmp_path: Path, *bodies: dict[str, object]) -> list[dict[str, Any]]:
+    """The responses to a batch of chats, once all are there."""
+    url = "/v1/chat/completions"
+    lines = [{"custom_id": str(n), "method": "POST", "url": url, "body": body} for n, body in enumerate(bodies)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    batch = command("wrk", served.path, "--batch", tmp_path / "in.jsonl").stdout.strip()
+    assert command("flw", "-w", served.path, "--batch", batch, "-o", tmp_path / "out.jsonl").returncode == 0
+    return [json.loads(line)["response"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+
+def test_a_conversation_with_empty_messages_is_answered(served: Workspace, tmp_path: Path) -> None:
+    said = {"role": "user", "content": "Hi."}
+    conversations = [
+        [{"role": "user", "content": ""}],
+        [{"role": "user", "content": []}],
+        [{"role": "system", "content": ""}, said],
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " "}],
+        [said, {"role": "assistant", "content": ""}, said],
+    ]
+    found = batch_of(served, tmp_path, *({"messages": messages, "max_tokens": 3} for messages in conversations))
+    assert [response["status_code"] for response in found] == [200] * 5
+    assert all(response["body"]["choices"][0]["message"]["content"] for response in found)
+
+
+def test_answers_with_a_seed_of_minus_one_differ_and_their_receipts_name_the_seed(
+    served: Workspace, tmp_path: Path
+) -> None:
+    messages = [{"role": "user", "content": "Write something random."}]
+    found = batch_of(served, tmp_path, *[{"messages": messages, "max_tokens": 8, "temperature": 1.5, "seed": -1}] * 3)
+    answers = [each["body"]["choices"][0]["message"]["content"] for each in found]
+    assert len(set(answers)) == 3
+    sampled = [receipt(served, each["request_id"])["sampling"] for each in found]
+    assert (
+        len({sampling["seed"] for sampling in sampled if isinstance(sampling, dict) and sampling["seed"] >= 0}) == 3
+    )
 
 
 def test_a_job_whose_task_makes_no_sense_fails_with_the_reason(served: Workspace) -> None:
@@ -117,6 +156,18 @@ def test_documents_come_back_best_first(start_daemon: StartDaemon, workspace: Wo
     assert scores == sorted(scores, reverse=True)
     saved = np.load(io.BytesIO(Path(workspace.find(job_id).directory, "result.npy").read_bytes()))
     assert saved[int(rows[0][1]) - 1] == pytest.approx(scores[0], abs=1e-5)
+
+
+def test_documents_are_called_by_the_numbers_of_their_lines(
+    start_daemon: StartDaemon, workspace: Workspace, tmp_path: Path
+) -> None:
+    start_daemon(workspace.path, model=make_bert(tmp_path / "reranker.gguf", pooling=RANK))
+    (tmp_path / "documents").write_text("old mill\n\n\nstone \u2028 bridge\n\nform\x0cfeed\n")
+    job_id, answer = asked(workspace, "Where do fish live?", "--rerank", tmp_path / "documents")
+    texts = {number: text for _, number, text in (line.split("\t") for line in answer.split("\n")[:-1])}
+    assert texts == {"1": "old mill", "4": "stone \u2028 bridge", "6": "form\x0cfeed"}
+    ranking = nrvna.Workspace(workspace.path).job(job_id).ranking()
+    assert {each.place: each.document for each in ranking} == dict(enumerate(texts[number] for number in "146"))
 
 
 def test_a_vector_job_survives_the_death_of_its_engine(

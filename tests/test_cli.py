@@ -13,7 +13,7 @@ from claims import file_away
 from processes import command, on_terminal, until
 
 from nrvna.job import JobState, is_generated_id
-from nrvna.prompts import compose
+from nrvna.prompts import Part, compose, part_of_words
 from nrvna.terminal import printable
 from nrvna.workspace import Workspace
 from nrvna.wrk import main as wrk_main
@@ -117,16 +117,19 @@ def test_wrk_says_in_one_line_that_it_may_not_write(workspace: Workspace, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "piped", "prompt"),
+    ("parts", "prompt"),
     [
-        (["a", "b"], None, b"a b"),
-        ([], b"x\n", b"x\n"),
-        (["a"], b"x", b"a\n\nx"),
-        (["caf\udce9"], None, b"caf\xe9"),
+        ([Part(b"a b")], Part(b"a b")),
+        ([Part(b"a"), Part(b"x\n")], Part(b"a\n\nx\n")),
+        ([part_of_words("caf\udce9", waits=True)], Part(b"caf\xe9")),
+        (
+            [Part("é".encode()), Part(b"b{result}", (1,)), Part(b"{result}")],
+            Part("é\n\nb{result}\n\n{result}".encode(), (4,)),
+        ),
     ],
 )
-def test_a_prompt_is_composed_as_a_shell_user_expects(words: list[str], piped: bytes | None, prompt: bytes) -> None:
-    assert compose(words, [], piped) == prompt
+def test_a_prompt_is_composed_as_a_shell_user_expects(parts: list[Part], prompt: Part) -> None:
+    assert compose(parts) == prompt
 
 
 def test_wrk_has_a_friendly_word_on_a_terminal_only(workspace: Workspace) -> None:

@@ -161,8 +161,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 0}, "max_tokens is 0, but must be a whole number from 1 to 1000000"),
     ({"max_tokens": 1.5}, "max_tokens is 1.5, but must be a whole number from 1 to 1000000"),
     ({"predict": 5, "max_tokens": 5}, "max_tokens and predict are two names of one setting: give one of them"),
-    ({"seed": -1}, "seed is -1, but must be a whole number from 0 to 4294967294"),
-    ({"seed": True}, "seed is True, but must be a whole number from 0 to 4294967294"),
+    ({"seed": -2}, "seed is -2, but must be a whole number from -1 to 4294967294"),
+    ({"seed": True}, "seed is True, but must be a whole number from -1 to 4294967294"),
     ({"stop": [""]}, "stop is [''], but must be a text, or a JSON list of texts"),
     ({"samplers": ["top_q"]}, "samplers is ['top_q'], but must be names out of penalties"),
     ({"overflow": "cut"}, "overflow is 'cut', but must be fail, truncate-left"),
@@ -365,6 +365,13 @@ def test_a_job_gets_the_answers_of_those_before_it(answered: Workspace) -> None:
     whole.result(timeout=60)
     filled = Path(answered.path, "output", whole.id, "filled.txt").read_text()
     assert filled == "Join these: " + "\n\n".join(part.result().rstrip("\n") for part in parts)
+
+
+def test_braces_around_a_result_make_it_text(work: Workspace) -> None:
+    child = work.submit("{{result}}: {result}", after=work.submit("x"))
+    assert child.prompt == "{result}: {result}"
+    about = json.loads(Path(work.path, "input", child.id, "job.json").read_text())
+    assert about["results"] == [10]
 
 
 def test_a_failed_job_fails_the_one_after_it_with_the_reason(answered: Workspace) -> None:

@@ -229,7 +229,20 @@ def test_settings_the_terminals_variables_and_those_of_other_processes_are_read_
 
 
 @pytest.mark.parametrize(
-    ("text", "stops"), [("\n\n", ("\n\n",)), ('["END", "\\n"]', ("END", "\n")), (" x ", (" x ",)), ("[", None)]
+    ("text", "stops"),
+    [
+        ("\n\n", ("\n\n",)),
+        ('["END", "\\n"]', ("END", "\n")),
+        (" x ", (" x ",)),
+        ("[/INST]", ("[/INST]",)),
+        (" [INST]\n", (" [INST]\n",)),
+        ("[", ("[",)),
+        ("[" * 100_000, ("[" * 100_000,)),
+        ('["[1]"]', ("[1]",)),
+        ("[1]", None),
+        ('["a", ""]', None),
+    ],
+    ids=lambda value: str(value)[:20],
 )
 def test_a_stop_string_stands_as_it_is_and_several_as_a_json_list(text: str, stops: tuple[str, ...] | None) -> None:
     if stops is None:
@@ -270,3 +283,15 @@ def test_a_flag_takes_no_value_and_is_one() -> None:
     options = parser.parse_args(["--log-json", "--named", "--stop-text", "END"])
     config = from_environment({setting.field: getattr(options, setting.field) for setting in SETTINGS}, {})
     assert (config.log_json, config.named, config.sampling.stop) == (True, True, ("END",))
+
+
+def test_a_variable_that_only_begins_like_a_list_is_a_text() -> None:
+    environ = {"NRVNA_STOP": "[INST]", "NRVNA_LORA": "[a]=b.gguf"}
+    config = from_environment(environ=environ)
+    assert (config.sampling.stop, config.lora) == (("[INST]",), ("[a]=b.gguf",))
+
+
+def test_a_seed_of_minus_one_is_drawn_also_where_the_daemon_has_one() -> None:
+    assert from_environment(environ={"NRVNA_SEED": "-1"}).sampling == Sampling()
+    assert of_job(Sampling(seed=42), {"seed": -1}) == Sampling()
+    assert not of_job(Sampling(seed=42), {"seed": -1}).is_repeatable

@@ -41,7 +41,7 @@ WRONG = {
     "wrk work Hi. --temp": "--temp: expected one argument",
     "wrk work Hi. --top-k 1.5": "--top-k is '1.5' … a whole number from 0",
     "wrk work Hi. --top-p 2": "--top-p is '2' … from 0 to 1",
-    "wrk work Hi. --seed -1": "--seed is '-1' … from 0 to 4294967294",
+    "wrk work Hi. --seed -2": "--seed is '-2' … from -1 to 4294967294",
     "wrk work Hi. --predict 0": "--predict is '0' … from 1 to",
     "wrk work Hi. --overflow cut": "--overflow is 'cut' … fail, truncate-left",
     "wrk work Hi. --ignore-eos maybe": "--ignore-eos is 'maybe' … 0 or 1",

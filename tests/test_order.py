@@ -1,4 +1,4 @@
-"""What may be asked of a job, and how other jobs' answers get into its prompt."""
+"""What may be asked of a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrvna.errors import JobError
-from nrvna.order import Order, fill_in, parents_named
+from nrvna.order import Order
 
 IDS = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=30)
 TAGS = st.text(st.characters(codec="utf-8", categories=["L", "N"]), min_size=1, max_size=20)
@@ -26,12 +26,21 @@ ORDERS = st.builds(
     key=st.none() | TAGS,
     timeout=st.none() | st.floats(0.001, 1e6),
     batch=st.none() | IDS,
+    results=st.none(),
 )
+PLACES = st.lists(st.integers(0, 1000), max_size=3, unique=True).map(lambda places: tuple(sorted(places)))
 
 
 @given(ORDERS)
 def test_what_was_asked_is_read_back_from_the_jobs_file(order: Order) -> None:
     assert Order.read(json.loads(json.dumps(order.about()))) == order
+
+
+@given(ORDERS, PLACES)
+def test_where_answers_go_is_read_back_where_there_are_some(order: Order, places: tuple[int, ...]) -> None:
+    asked = order._replace(results=places)
+    found = Order.read(json.loads(json.dumps(asked.about())))
+    assert found == (asked if order.after else order)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +60,10 @@ def test_what_was_asked_is_read_back_from_the_jobs_file(order: Order) -> None:
         ({"timeout": 0}, "the timeout is 0, but must be seconds"),
         ({"timeout": "60"}, "the timeout is '60'"),
         ({"timeout": float("nan")}, "the timeout is nan"),
+        ({"results": (2, 2)}, "the job's results must be places in its prompt, one behind the other"),
+        ({"results": (-1,)}, "the job's results must be places"),
+        ({"results": (True,)}, "the job's results must be places"),
+        ({"results": (10**30,)}, "the job's results must be places"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_by_name(fields: dict[str, Any], complaint: str) -> None:
@@ -59,32 +72,3 @@ def test_what_cannot_be_asked_is_refused_by_name(fields: dict[str, Any], complai
     if "after" not in fields:
         with pytest.raises(JobError, match=complaint):
             Order.read(fields)
-
-
-def test_result_is_the_answer_of_the_job_before() -> None:
-    assert fill_in("Sum up: {result}!", ["one"], {"one": "2 + 2"}) == "Sum up: 2 + 2!"
-
-
-def test_result_of_several_is_all_their_answers_in_order() -> None:
-    assert fill_in("{result}", ["b", "a"], {"a": "A", "b": "B"}) == "B\n\nA"
-
-
-def test_result_with_an_id_is_that_jobs_answer_also_by_how_its_id_begins() -> None:
-    assert fill_in("{result:20-b}/{result:20-a1}", ["20-a1", "20-b2"], {"20-a1": "A", "20-b2": "B"}) == "B/A"
-
-
-def test_what_looks_like_a_result_in_an_answer_stays_as_it_is() -> None:
-    assert fill_in("{result}", ["a"], {"a": "{result} {result:b} \\1"}) == "{result} {result:b} \\1"
-
-
-@pytest.mark.parametrize("name", ["c", "20", "", "20-a1 "])
-def test_the_result_of_a_job_that_it_does_not_come_after_is_refused(name: str) -> None:
-    with pytest.raises(JobError, match="names no job that this one comes after"):
-        parents_named(f"{{result:{name}}}", ["20-a1", "20-b2"])
-
-
-@given(st.text(), st.lists(IDS, min_size=1, max_size=3, unique=True))
-def test_a_prompt_that_names_no_result_stays_as_it_is(prompt: str, after: list[str]) -> None:
-    plain = prompt.replace("{result", "")
-    assert parents_named(plain, after) == []
-    assert fill_in(plain, after, {}) == plain

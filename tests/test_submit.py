@@ -342,6 +342,24 @@ def test_a_job_made_by_hand_may_come_after_another(workspace: Workspace, lease: 
     assert (claim.id, lease.prompt(claim)) == ("mine", "A!")
 
 
+def test_a_job_that_an_older_version_queued_is_filled_as_it_was_then(workspace: Workspace, lease: Lease) -> None:
+    parent = workspace.submit("a")
+    folder = by_hand(workspace, "older", b"{result} {{result}} {{result:%s}}" % parent[-6:].encode())
+    about = {"queued": "2026-01-01T00:00:00Z", "nrvna": "0.1.0", "settings": {}, "after": [parent]}
+    (folder / "job.json").write_text(json.dumps(about))
+    assert finish(lease, "A") == parent
+    assert lease.prompt(claimed(lease)) == "A {A} {A}"
+
+
+def test_a_prompt_made_by_hand_begins_after_its_byte_order_mark(workspace: Workspace, lease: Lease) -> None:
+    folder = by_hand(workspace, "mine", b"\xef\xbb\xbfHello")
+    (folder / "job.json").write_bytes(b'\xef\xbb\xbf{"settings": {"temp": 0}}')
+    claim = claimed(lease)
+    assert (claim.settings, lease.prompt(claim)) == ({"temp": 0}, "Hello")
+    workspace.submit("\ufeffas it was given")
+    assert lease.prompt(claimed(lease)) == "\ufeffas it was given"
+
+
 def test_a_job_made_by_hand_that_asks_for_nonsense_is_told_so(workspace: Workspace, lease: Lease) -> None:
     folder = by_hand(workspace, "mine", b"x")
     (folder / "job.json").write_text(json.dumps({"priority": "high"}))

@@ -169,3 +169,8 @@ def test_what_is_asked_beside_a_prompt_has_a_limit_too(workspace: Workspace) -> 
     with pytest.raises(JobError, match="16777216 are allowed"):
         workspace.submit("hello", task={"documents": ["x" * (1 << 20)] * 17})
     assert list((Path(workspace.path) / "input").iterdir()) == []
+
+
+def test_a_context_begins_after_its_byte_order_mark(workspace: Workspace) -> None:
+    Path(workspace.context_file).write_bytes(b"\xef\xbb\xbfBe brief.\r\n")
+    assert workspace.context() == "Be brief."

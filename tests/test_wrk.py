@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 
 import pytest
+from claims import MODEL, claimed, file_away
 from processes import command
 
 from nrvna.job import Job
+from nrvna.lease import Lease
 from nrvna.order import Order
 from nrvna.workspace import Workspace
 from nrvna.wrk import main
@@ -83,6 +85,33 @@ def test_a_file_that_cannot_be_put_there_is_named(
     if content is not None:
         Path(name).write_bytes(content)
     assert refused(workspace, "x", "-f", name, capsys=capsys) == complaint + "\n"
+
+
+def piped(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, data)
+    os.close(writer)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(os.fdopen(reader, "rb")))
+
+
+def test_files_and_what_is_piped_begin_after_their_byte_order_mark(
+    workspace: Workspace, capsys: Caught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("mark.py").write_bytes(b"\xef\xbb\xbfpass\r\n")
+    Path("mark.txt").write_bytes(b"\xef\xbb\xbfbread\r\nwater\r\n")
+    Path("mark.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "salt"}\r\n')
+    [job] = wrk(workspace, "Read:", "-f", "mark.py", capsys=capsys)
+    assert workspace.prompt(job) == "Read:\n\nmark.py:\n```\npass\n```"
+    [job] = wrk(workspace, "--template", "{text}|{file}", "--each", "mark.py", capsys=capsys)
+    assert workspace.prompt(job) == "pass\r\n|mark.py:\n```\npass\n```"
+    jobs = wrk(workspace, "Say:", "--lines", "mark.txt", "--key", "{line}", capsys=capsys)
+    assert [workspace.prompt(job) for job in jobs] == ["Say:\n\nbread", "Say:\n\nwater"]
+    assert order_of(workspace, jobs[0]).key == "bread"
+    [job] = wrk(workspace, "Say:", "--jsonl", "mark.jsonl", capsys=capsys)
+    assert workspace.prompt(job) == "Say:\n\nsalt"
+    piped(b"\xef\xbb\xbfbread", monkeypatch)
+    [job] = wrk(workspace, "Say:", "-", capsys=capsys)
+    assert workspace.prompt(job) == "Say:\n\nbread"
 
 
 # Many in one call.
@@ -241,6 +270,76 @@ def test_braces_stay_where_nothing_comes_before(workspace: Workspace, capsys: Ca
     assert workspace.prompt(job) == "What is {result} in a template?"
 
 
+def answered_before(workspace: Workspace, answer: str) -> str:
+    """The id of a job that has this answer."""
+    return file_away(workspace, "before", answer)
+
+
+def prompt_read(workspace: Workspace) -> str:
+    """The prompt of the next job, as the daemon gives it to its engine."""
+    lease = Lease(workspace, MODEL)
+    prompt = lease.prompt(claimed(lease))
+    lease.close()
+    return prompt
+
+
+SOURCE = 'print(f"value: {result}")\nprint(f"{result:>10} {{result}}")'
+
+
+@pytest.mark.parametrize("arguments", [["-f", "f.py"], ["--each", "f.py"]])
+def test_an_attached_file_is_no_template(workspace: Workspace, arguments: list[str], capsys: Caught) -> None:
+    Path("f.py").write_text(SOURCE + "\n")
+    parent = answered_before(workspace, "A")
+    wrk(workspace, "--after", parent, "{result}? {{result}}:", *arguments, capsys=capsys)
+    assert prompt_read(workspace) == f"A? {{result}}:\n\nf.py:\n```\n{SOURCE}\n```"
+
+
+def test_a_file_is_no_template_where_a_template_names_it(workspace: Workspace, capsys: Caught) -> None:
+    Path("f.py").write_text(SOURCE)
+    parent = answered_before(workspace, "A")
+    template = f"{{result:{parent[-6:]}}} {{text}} {{{{result}}}} {{result}}"
+    wrk(workspace, "--after", parent, "--template", template, "--each", "f.py", capsys=capsys)
+    assert prompt_read(workspace) == f"A {SOURCE} {{result}} A"
+
+
+@pytest.mark.parametrize("words", [["{result}:"], []])
+def test_what_is_piped_in_is_no_template(
+    workspace: Workspace, words: list[str], capsys: Caught, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = answered_before(workspace, "A")
+    piped(SOURCE.encode(), monkeypatch)
+    wrk(workspace, "--after", parent, *words, "-", capsys=capsys)
+    assert prompt_read(workspace) == ("A:\n\n" if words else "") + SOURCE
+
+
+def test_a_line_is_no_template(workspace: Workspace, capsys: Caught) -> None:
+    Path("lines").write_text("é {result} {result:>10}\n")
+    parent = answered_before(workspace, "A")
+    wrk(workspace, "--after", parent, "ü {result}:", "--lines", "lines", capsys=capsys)
+    assert prompt_read(workspace) == "ü A:\n\né {result} {result:>10}"
+
+
+def test_an_objects_prompt_is_words(workspace: Workspace, capsys: Caught) -> None:
+    parent = answered_before(workspace, "A")
+    Path("f.py").write_text(SOURCE)
+    Path("jobs").write_text(json.dumps({"prompt": "Now {result}, {{result}}", "after": parent}))
+    wrk(workspace, "Given {result}:", "-f", "f.py", "--jsonl", "jobs", capsys=capsys)
+    assert prompt_read(workspace) == f"Given A:\n\nf.py:\n```\n{SOURCE}\n```\n\nNow A, {{result}}"
+
+
+def test_an_object_that_is_no_text_is_refused_also_in_a_template(workspace: Workspace, capsys: Caught) -> None:
+    Path("jobs").write_text('{"a": "\\ud83d"}\n{"a": "b"}\n')
+    [job] = wrk(workspace, "--template", "{a}", "--jsonl", "jobs", capsys=capsys, code=2)
+    assert workspace.prompt(job) == "b"
+
+
+def test_words_that_name_no_job_before_are_refused_with_the_way_out(workspace: Workspace, capsys: Caught) -> None:
+    parent = answered_before(workspace, "A")
+    said = refused(workspace, "--after", parent, "{result:>10}", capsys=capsys)
+    reason = "names no job that this one comes after: if it is text, put braces around it"
+    assert said == f"wrk: {{result:>10}} {reason}\n"
+
+
 def test_a_key_queued_again_prints_the_same_id(workspace: Workspace, capsys: Caught) -> None:
     [first] = wrk(workspace, "x", "--key", "k", capsys=capsys)
     [again] = wrk(workspace, "x", "--key", "k", capsys=capsys)
@@ -267,11 +366,14 @@ def test_a_piles_tags_may_have_fields(workspace: Workspace, capsys: Caught) -> N
     assert order_of(workspace, job).tags == ("review", "a")
 
 
+def test_a_line_is_what_ends_in_a_newline(workspace: Workspace, capsys: Caught) -> None:
+    Path("words").write_bytes("one \u2028 \x0c \x85 1\r\n\u00a0\ntwo \r 2\n".encode())
+    jobs = wrk(workspace, "--template", "{number}: {line}", "--lines", "words", capsys=capsys)
+    assert [workspace.prompt(job) for job in jobs] == ["1: one \u2028 \x0c \x85 1", "3: two \r 2"]
+
+
 def test_lines_from_a_pipe_become_jobs(workspace: Workspace, capsys: Caught, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader, writer = os.pipe()
-    os.write(writer, b"one\ntwo\n")
-    os.close(writer)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(os.fdopen(reader, "rb")))
+    piped(b"one\ntwo\n", monkeypatch)
     jobs = wrk(workspace, "Count:", "--lines", "-", capsys=capsys)
     assert [workspace.prompt(job) for job in jobs] == ["Count:\n\none", "Count:\n\ntwo"]
 

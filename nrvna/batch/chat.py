@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from nrvna.batch.fields import Fields, RefusedError, shown
-from nrvna.config import MAX_SEED, SETTINGS
+from nrvna.config import DRAWN_SEED, MAX_SEED, SETTINGS, of_copy
 from nrvna.errors import GrammarError, SettingError
 from nrvna.grammar.choices import check_choices
 from nrvna.grammar.gbnf import check_gbnf
@@ -60,6 +60,7 @@ def read_chat(body: Fields, base: Order) -> list[Order]:
     """A job for each choice. Raises RefusedError, JobError or SettingError for what cannot be asked."""
     about = _conversation(body.need("messages"))
     prompt = about.pop("prompt")
+    role = about.get("role", "user")
     about |= _constraint(body)
     if variables := _variables(body):
         about["template_kwargs"] = variables
@@ -72,11 +73,12 @@ def read_chat(body: Fields, base: Order) -> list[Order]:
     if count is not None and (type(count) is not int or not 1 <= count <= MAX_CHOICES):
         body.refuse("n", count, f"a whole number from 1 to {MAX_CHOICES}")
     body.finish()
-    order = base._replace(prompt=prompt, settings=settings, task=Task.from_dict(about).to_dict())
-    if settings.get("seed") is None:
-        return [order] * (count or 1)
-    seeds = [(settings["seed"] + number) % (MAX_SEED + 1) for number in range(count or 1)]
-    return [order._replace(settings={**settings, "seed": seed}) for seed in seeds]
+    task = Task.from_dict(about).to_dict()
+    if not prompt.strip():
+        # Of a message, which may be empty.
+        task["role"] = role
+    order = base._replace(prompt=prompt, settings=settings, task=task)
+    return [order._replace(settings=of_copy(settings, number)) for number in range(count or 1)]
 
 
 def _settings(body: Fields) -> dict[str, Any]:
@@ -108,10 +110,10 @@ def _listed(field: str, value: Any) -> Any:
 
 
 def _seed(body: Fields, value: Any) -> int:
-    """OpenAI's seeds have 64 bits and a sign; each is always the same one here."""
+    """OpenAI's seeds have 64 bits and a sign; each is always the same one here, but for the one that is drawn."""
     if type(value) is not int:
         body.refuse("seed", value, "a whole number")
-    return int(value) % (MAX_SEED + 1)
+    return DRAWN_SEED if value == DRAWN_SEED else int(value) % (MAX_SEED + 1)
 
 
 def _conversation(content: object) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def _conversation(content: object) -> dict[str, Any]:
     about: dict[str, Any] = {"prompt": prompt}
     if role != "user":
         about["role"] = role
-    if messages and messages[0][0] == "system":
+    if messages and messages[0][0] == "system" and messages[0][1]:
         # There it goes well with the workspace's own.
         about["system"] = messages.pop(0)[1]
     if messages:
@@ -138,7 +140,16 @@ def _message(content: object, place: str) -> tuple[str, str]:
     fields.expect("tool_calls", ([],), "the model is given no tools")
     fields.expect("function_call", (), "the model is given no tools")
     fields.expect("audio", (), "the model reads text")
-    text = _text(fields.need("content"), fields.path("content"))
+    content = fields.take("content")
+    if content is None and role == "assistant":
+        # What the model said in its place.
+        content = fields.text("refusal")
+    if content is None:
+        place = fields.path("content")
+        raise RefusedError(
+            f"{place} is missing: it must be text, which may be empty", "missing_required_parameter", place
+        )
+    text = _text(content, fields.path("content"))
     fields.pass_over(_OF_MESSAGE)
     fields.finish()
     return role, text
@@ -220,16 +231,22 @@ def _response_format(content: object) -> dict[str, dict[str, Any]]:
     fields = Fields(content, "body.response_format")
     fields.need("type")
     kind = fields.text("type", ("text", "json_object", "json_schema"))
-    if kind != "json_schema":
+    if kind == "text":
         fields.finish()
-        return {"body.response_format": {"json_schema": {"type": "object"}}} if kind == "json_object" else {}
-    schema = Fields(fields.need("json_schema"), fields.path("json_schema"))
-    fields.finish()
-    found = schema.need("schema")
+        return {}
+    holder = fields
+    if kind == "json_schema" and ("json_schema" in fields or "schema" not in fields):
+        holder = Fields(fields.need("json_schema"), fields.path("json_schema"))
+        fields.finish()
+        holder.need("schema")
+    # As llama-server, Together and others have it, the schema may stand beside the type.
+    schema, place = holder.take("schema"), holder.path("schema")
+    if kind == "json_object" and schema in (None, {}):
+        schema, place = {"type": "object"}, "body.response_format"
     # An answer follows its schema in any case.
-    schema.pass_over(("name", "description", "strict"))
-    schema.finish()
-    return {schema.path("schema"): {"json_schema": found}}
+    holder.pass_over(("name", "description", "strict"))
+    holder.finish()
+    return {place: {"json_schema": schema}}
 
 
 def _check_constraint(place: str, about: dict[str, Any]) -> None:

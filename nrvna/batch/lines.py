@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from nrvna.errors import JobError
+from nrvna.lines import Lines
 from nrvna.order import MAX_PROMPT_BYTES
 
 # A prompt's bytes may be written as escapes.
 MAX_LINE_BYTES = 4 * MAX_PROMPT_BYTES
+_CHUNK_BYTES = 1 << 16
 _SHOWN = 5
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Survey(NamedTuple):
@@ -28,18 +29,14 @@ def numbered_lines(file: BinaryIO, digest: Any = None) -> Iterator[tuple[int, by
 
     Of a line that is too long only so much is kept that this can be told.
     """
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        rest = line
-        while True:
-            if digest is not None:
-                digest.update(rest)
-            if rest.endswith(b"\n") or not (rest := file.readline(MAX_LINE_BYTES)):
-                break
-        line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
-        if line := line.strip():
-            yield number, line
+    lines = Lines(MAX_LINE_BYTES)
+    while data := file.read(_CHUNK_BYTES):
+        if digest is not None:
+            digest.update(data)
+        for number, line in lines.feed(data):
+            yield number, line.strip()
+    for number, line in lines.close():
+        yield number, line.strip()
 
 
 def survey(file: BinaryIO) -> Survey:

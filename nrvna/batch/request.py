@@ -11,9 +11,10 @@ from nrvna.batch.fields import Fields, RefusedError, shown
 from nrvna.batch.lines import MAX_LINE_BYTES
 from nrvna.errors import JobError, SettingError
 from nrvna.files import as_json
-from nrvna.order import MAX_ABOUT_BYTES, Order, check_prompt, encode_prompt
+from nrvna.order import MAX_ABOUT_BYTES, Order, check_prompt, encode_prompt, may_be_empty
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+_VERSION = "/v1"
 # From which size of a line on its jobs may be too large: what is no ASCII takes up to three times the room in them.
 _LARGE = MAX_ABOUT_BYTES // 4
 
@@ -73,6 +74,9 @@ def _read(fields: Fields, custom_id: str, base: Order) -> Request:
     fields.need("method")
     fields.text("method", ("POST",))
     url = fields.need("url")
+    if url in (CHAT.removeprefix(_VERSION), EMBEDDINGS.removeprefix(_VERSION)):
+        # As Azure has it.
+        url = _VERSION + url
     if url not in (CHAT, EMBEDDINGS):
         raise RefusedError(
             f"url is {shown(url)}, but nrvna answers {CHAT} and {EMBEDDINGS} alone", "invalid_url", "url"
@@ -86,6 +90,7 @@ def _read(fields: Fields, custom_id: str, base: Order) -> Request:
 
 
 def _check(order: Order, *, is_large: bool) -> None:
-    check_prompt(encode_prompt(order.prompt) if isinstance(order.prompt, str) else order.prompt)
+    prompt = encode_prompt(order.prompt) if isinstance(order.prompt, str) else order.prompt
+    check_prompt(prompt, may_be_empty=may_be_empty(order.task))
     if is_large and len(as_json(order.about())) > MAX_ABOUT_BYTES - 1000:
         raise JobError(f"what stands beside the last message has more than the {MAX_ABOUT_BYTES} bytes allowed")

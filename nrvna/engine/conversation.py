@@ -54,12 +54,12 @@ class Conversation:
             if role == "system":
                 waiting.append(content)
             elif role == "user":
-                messages.append((role, "\n\n".join([*waiting, content])))
+                messages.append((role, "\n\n".join([*filter(None, waiting), content])))
                 waiting = []
             else:
                 messages.append((role, content))
         if waiting:
-            messages.append(("user", "\n\n".join(waiting)))
+            messages.append(("user", "\n\n".join(filter(None, waiting))))
         return replace(self, messages=tuple(messages))
 
     def shaped(self, content: Callable[[str], str], variable: Callable[[str], str]) -> Conversation:

@@ -75,7 +75,7 @@ class EngineProcess:
     @property
     def last_words(self) -> str:
         """The end of its log."""
-        lines = self._tail.decode("utf-8", "replace").splitlines()
+        lines = self._tail.decode("utf-8", "replace").rstrip("\n").split("\n")
         said = map(logs.message_of, lines) if self._logs_json else lines
         return "\n".join(list(said)[-_TAIL_LINES:])
 

@@ -95,7 +95,8 @@ class Reader:
         system = "\n\n".join(part for part in (request.system, task.system) if part and not task.raw)
         messages = [*task.messages, (task.role, request.prompt)]
         if system:
-            messages.insert(0, ("system", system))
+            # An empty one at the head says nothing beside it.
+            messages = [("system", system), *messages[messages[0] == ("system", "") :]]
         conversation = Conversation(tuple(messages), task.template_kwargs, task.raw)
         overflow = request.sampling.overflow
         # Whoever has a prompt cut wants an answer; whoever does not is told only where there can be none.

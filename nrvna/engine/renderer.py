@@ -13,6 +13,7 @@ from nrvna.engine.conversation import Conversation, Messages
 from nrvna.engine.reasoning import Reasoning, find_reasoning
 from nrvna.engine.template import ChatTemplate, TemplateLimitError
 from nrvna.errors import TemplateError
+from nrvna.lines import read_given
 from nrvna.llama import Model, chat_template_families
 
 log = logging.getLogger("nrvna.engine")
@@ -69,18 +70,20 @@ class Renderer:
             return "override"
         path = Path(chat_template)
         try:
-            with path.open(encoding="utf-8") as file:
-                source = file.read(_LONGEST_TEMPLATE + 1)
+            with path.open("rb") as file:
+                data = read_given(file, _LONGEST_TEMPLATE)
         except FileNotFoundError:
             raise TemplateError(
                 f"no chat template {chat_template}: name a file, or one of llama.cpp's: {', '.join(families)}"
             ) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise TemplateError(f"cannot read the chat template {path}: {error}") from error
-        if len(source) > _LONGEST_TEMPLATE:
-            raise TemplateError(f"{path} is no chat template: it has more than {_LONGEST_TEMPLATE} characters")
+        if len(data) > _LONGEST_TEMPLATE:
+            raise TemplateError(f"{path} is no chat template: it has more than {_LONGEST_TEMPLATE} bytes")
         try:
-            self._use(source)
+            self._use(data.decode().replace("\r\n", "\n"))
+        except UnicodeDecodeError as error:
+            raise TemplateError(f"cannot read the chat template {path}: {error}") from error
         except TemplateError as error:
             raise TemplateError(f"{path}: {error}") from error
         return "override"

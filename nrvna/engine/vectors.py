@@ -160,9 +160,10 @@ class Vectors:
         return self._event(work, to_json(vector) + "\n", started, vector)
 
     def _ranked(self, work: VectorWork, started: float) -> Event:
-        scores, documents = self._opened.rerank(work.inputs), work.request.task.documents
-        best_first = sorted(range(len(documents)), key=lambda index: -scores[index])
-        lines = [f"{scores[index]:.6f}\t{index + 1}\t{documents[index]}\n" for index in best_first]
+        scores, task = self._opened.rerank(work.inputs), work.request.task
+        documents = zip(scores, task.document_numbers, task.documents, strict=True)
+        best_first = sorted(documents, key=lambda row: -row[0])
+        lines = [f"{score:.6f}\t{number}\t{document}\n" for score, number, document in best_first]
         return self._event(work, "".join(lines), started, np.array(scores, np.float32))
 
     def _event(

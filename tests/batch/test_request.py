@@ -68,6 +68,29 @@ def test_the_last_message_keeps_its_role(role: str) -> None:
     assert order.prompt == "two"
 
 
+@pytest.mark.parametrize("content", ["", " ", [], [{"type": "text", "text": ""}]])
+def test_a_message_may_be_empty(content: Any) -> None:
+    empty = {"role": "user", "content": content}
+    text = " " if content == " " else ""
+    order = order_of(chat("a", messages=[empty]))
+    assert (order.prompt, dict(order.task)) == (text, {"role": "user"})
+    order = order_of(chat("a", messages=[user("x"), {**empty, "role": "assistant"}]))
+    assert (order.prompt, order.task["role"]) == (text, "assistant")
+    order = order_of(chat("a", messages=[empty, user("x")]))
+    assert Task.from_dict(order.task) == Task(messages=(("user", text),))
+
+
+def test_an_empty_system_message_stays_in_its_place() -> None:
+    order = order_of(chat("a", messages=[{"role": "system", "content": ""}, user("Hi")]))
+    assert Task.from_dict(order.task) == Task(messages=(("system", ""),))
+
+
+def test_an_answer_that_was_refused_is_the_refusal() -> None:
+    refused = {"role": "assistant", "content": None, "refusal": "I will not."}
+    order = order_of(chat("a", messages=[user("x"), refused, user("y")]))
+    assert Task.from_dict(order.task) == Task(messages=(("user", "x"), ("assistant", "I will not.")))
+
+
 def test_parts_of_text_become_one_text() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert order_of(chat("a", messages=[{"role": "user", "content": parts}])).prompt == "one\ntwo"
@@ -83,7 +106,9 @@ def test_what_looks_like_a_place_for_a_result_stays_text() -> None:
         ([], "body.messages", "must be a list of messages"),
         ("Hi", "body.messages", "must be a list of messages"),
         (["Hi"], "body.messages[0]", "must be a JSON object"),
-        ([{"role": "user"}], "body.messages[0].content", "is missing"),
+        ([{"role": "user"}], "body.messages[0].content", "is missing: it must be text, which may be empty"),
+        ([{"role": "user", "content": None}], "body.messages[0].content", "is missing"),
+        ([user("x"), {"role": "assistant", "content": None}], "body.messages[1].content", "is missing"),
         ([{"role": "king", "content": "x"}], "body.messages[0].role", "is 'king', but must be system or developer"),
         ([{**user("x"), "mood": 1}], "body.messages[0].mood", "has no field 'mood'"),
         (
@@ -101,7 +126,6 @@ def test_what_looks_like_a_place_for_a_result_stays_text() -> None:
             "body.messages[0].tool_calls",
             "the model is given no tools",
         ),
-        ([user("  ")], None, "the prompt is empty"),
         ([user("a\0b")], None, "NUL"),
         ([user("a\ud800")], None, "not UTF-8"),
     ],
@@ -130,7 +154,8 @@ def test_messages_that_cannot_be_are_named(messages: object, param: str | None, 
         ({"min_tokens": 3, "ignore_eos": True}, {"min_tokens": 3, "ignore_eos": True}),
         ({"typical_p": 0.5, "mirostat": 2, "samplers": ["top_k"]}, {"typical_p": 0.5, "mirostat": 2}),
         ({"seed": 5}, {"seed": 5}),
-        ({"seed": -1}, {"seed": 0xFFFFFFFE}),
+        ({"seed": -1}, {"seed": None}),
+        ({"seed": -2}, {"seed": 0xFFFFFFFD}),
         ({"seed": 2**62}, {"seed": 2**62 % 0xFFFFFFFF}),
         ({"temperature": None, "stop": None, "seed": None}, {"temp": 0.8, "stop": (), "seed": None}),
     ],
@@ -151,6 +176,8 @@ def test_each_of_n_choices_is_a_job_with_a_seed_of_its_own() -> None:
     request = read(chat("a", n=3, seed=5))
     assert [order.settings["seed"] for order in request.orders] == [5, 6, 7]
     assert len(read(chat("a", n=2)).orders) == 2
+    drawn = read(chat("a", n=2, seed=-1), Order("", settings={"seed": 5}))
+    assert [order.settings["seed"] for order in drawn.orders] == [-1, -1]
 
 
 # Forms of the answer.
@@ -174,6 +201,13 @@ SCHEMA: dict[str, object] = {
                     "json_schema": {"name": "x", "strict": True, "schema": SCHEMA},
                 }
             },
+            Task(json_schema=json.dumps(SCHEMA)),
+        ),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, Task(json_schema=json.dumps(SCHEMA))),
+        ({"response_format": {"type": "json_object", "schema": {}}}, Task(json_schema='{"type": "object"}')),
+        ({"response_format": {"type": "json_object", "schema": None}}, Task(json_schema='{"type": "object"}')),
+        (
+            {"response_format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}},
             Task(json_schema=json.dumps(SCHEMA)),
         ),
         ({"guided_json": SCHEMA}, Task(json_schema=json.dumps(SCHEMA))),
@@ -222,6 +256,12 @@ def test_the_form_of_an_answer_becomes_the_jobs_task(body: dict[str, Any], task:
         ({"web_search_options": {}}, "web_search_options", "nothing leaves this machine"),
         ({"response_format": {"type": "xml"}}, "response_format.type", "must be text or json_object or json_schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "is missing"),
+        ({"response_format": {"type": "text", "schema": {}}}, "response_format.schema", "has no field 'schema'"),
+        (
+            {"response_format": {"type": "json_object", "schema": {"type": "thing"}}},
+            "response_format.schema",
+            "body.response_format.schema: ",
+        ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "thing"}}}},
             "response_format.json_schema.schema",
@@ -281,6 +321,13 @@ def test_a_line_that_is_no_request_says_why(line: bytes, code: str, complaint: s
     with pytest.raises(RefusedError) as caught:
         read_request(line, Order(""))
     assert complaint in str(caught.value) and caught.value.code == code
+
+
+def test_a_url_may_come_without_its_version_as_azures_do() -> None:
+    asked = [{**chat("a"), "url": "/chat/completions"}, {**embedding("b", "x"), "url": "/embeddings"}]
+    assert [read(request).url for request in asked] == ["/v1/chat/completions", "/v1/embeddings"]
+    assert refusal({**chat("a"), "url": "/completions"}).code == "invalid_url"
+    assert refusal({**chat("a"), "url": ["/embeddings"]}).code == "invalid_url"
 
 
 def test_what_is_too_large_for_a_job_is_refused_with_its_line() -> None:

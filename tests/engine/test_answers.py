@@ -73,6 +73,20 @@ def answer(runner: Runner, task: Task | None = None, sampling: Sampling = GREEDY
     return end.answer, end.receipt
 
 
+def prompt_of(runner: Runner, asked: Request) -> str:
+    work = Engine(runner, {"path": "m"}).read(asked)
+    return runner.model.detokenize(work.sequences[0].prompt, special=True)
+
+
+def test_an_empty_system_message_takes_the_place_of_the_templates_own(runner: Runner) -> None:
+    asked = request(Task(messages=(("system", ""),)), prompt="")
+    assert prompt_of(runner, asked) == (
+        "<|im_start|>system\n<|im_end|>\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n"
+    )
+    informed = prompt_of(runner, replace(asked, system="Be brief."))
+    assert informed == prompt_of(runner, replace(request(prompt=""), system="Be brief."))
+
+
 # Where it ends.
 
 

@@ -112,6 +112,8 @@ def test_a_template_that_takes_no_system_message_gets_it_at_the_head_of_the_prom
     assert shown(templated, encoded.tokens) == "[Be brief.\n\nHi]"
     assert encoded.notes == {"template": "model", "system": "folded"}
     assert prompts.encode(asking("Hi"), limit=LIMIT).notes == {"template": "model"}
+    empty = Conversation((("system", ""), ("user", "Hi")))
+    assert shown(templated, prompts.encode(empty, limit=LIMIT).tokens) == "[Hi]"
 
 
 def test_system_messages_go_to_the_users_next_one(templated: Templated) -> None:
@@ -272,6 +274,12 @@ def test_a_file_overrides_the_models_own_template(model: Model, tmp_path: Path) 
     encoded = prompts.encode(asking("Hi", "Be brief."), limit=LIMIT)
     assert shown(model, encoded.tokens) == "[system: Be brief.][user: Hi]"
     assert encoded.notes == {"template": "override"}
+
+
+def test_a_template_file_begins_after_its_byte_order_mark(model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_bytes(b"\xef\xbb\xbf{% for message in messages %}\r\n[{{ message.content }}]{% endfor %}")
+    assert shown(model, tokens_of(PromptEncoder(model, str(file)), "Hi")) == "[Hi]"
 
 
 def test_a_family_that_llama_cpp_knows_overrides_the_models_own_template(model: Model) -> None:

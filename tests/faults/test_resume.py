@@ -114,6 +114,20 @@ def test_a_stopped_daemon_hands_its_tokens_to_the_next(start_daemon: StartDaemon
     assert (receipt.resumed_tokens, receipt.generated_tokens, receipt.attempts) == (kept, 200, 2)
 
 
+def test_a_killed_job_goes_on_with_the_seed_that_it_drew(start_daemon: StartDaemon, workspace: Workspace) -> None:
+    options = ("--ctx", "512", "--parallel", "2", "--seed", "7")
+    daemon = start_daemon(workspace.path, *options)
+    job_id = workspace.submit("Write a very long story.", {"seed": -1, "predict": 120, "ignore_eos": True})
+    wait_for_tokens(workspace, job_id, 10)
+    daemon.kill()
+    drawn = workspace.progress(workspace.find(job_id)).seed
+    start_daemon(workspace.path, *options)
+    until(lambda: all_done(workspace, [job_id]), "the answer")
+    [receipt] = receipts(workspace, [job_id])
+    assert receipt.sampling and receipt.sampling["seed"] == drawn != 7
+    assert (receipt.resumed_tokens or 0) >= 10
+
+
 def test_tokens_of_other_settings_are_not_taken_over(start_daemon: StartDaemon, workspace: Workspace) -> None:
     daemon = start_daemon(workspace.path, "--ctx", "512", "--parallel", "2", "--temp", "0.8", "--predict", "100")
     job_id = workspace.submit("Write a very long story.")
