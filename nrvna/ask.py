@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nrvna.config import MAX_SEED, SETTINGS
-from nrvna.errors import GrammarError, JobError, SettingError
+from nrvna.errors import GrammarError, JobError, SettingError, shown
 from nrvna.grammar.choices import parse_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import schema_to_gbnf
@@ -61,8 +61,9 @@ def settings_of(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _copies(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MAX_COPIES:
-        raise SettingError(f"-n is {text!r}, but must be a whole number from 1 to {MAX_COPIES}")
+    # Python reads no number of thousands of digits.
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= MAX_COPIES:
+        raise SettingError(f"-n is {shown(text)}, but must be a whole number from 1 to {MAX_COPIES}")
     return int(text)
 
 

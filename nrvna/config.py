@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nrvna.errors import SettingError
+from nrvna.errors import SettingError, shown
 
 # By the names that llama.cpp gives them.
 LOG_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
@@ -32,6 +32,8 @@ BACKENDS = ("auto", "cpu", "cuda", "metal")
 KV_TYPES = ("f16", "q8_0", "q4_0")
 FLASH_ATTENTION = ("auto", "on", "off")
 _MAX_STOPS = 64
+# Of a value that cannot be, in characters.
+_SHOWN = 200
 # A token for each of as many sequences as there may be fits a step.
 _LEAST_BATCH, _MOST_BATCH = 256, 8192
 _LEAST_MICRO_BATCH = 32
@@ -224,7 +226,7 @@ class Setting:
         else:
             valid = value is not None and self.low <= value <= self.high
         if not valid:
-            raise SettingError(f"{given_as} is {text!r}, but must be {self.range}")
+            raise SettingError(f"{given_as} is {shown(text, _SHOWN)}, but must be {self.range}")
         return value
 
     def read(self, environ: Mapping[str, str] | None = None) -> Any:
@@ -711,7 +713,7 @@ def of_job(sampling: Sampling, settings: Mapping[str, Any]) -> Sampling:
             text = value if isinstance(value, str) else json.dumps(value)
             values[name] = known[name].parse(text, f"the job's {name}")
         else:
-            raise SettingError(f"the job's setting {name} = {value!r} is none that a job can have")
+            raise SettingError(f"the job's setting {name} = {shown(value)} is none that a job can have")
     return replace(sampling, **values)
 
 

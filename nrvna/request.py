@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 from nrvna.config import SETTINGS
-from nrvna.errors import GrammarError, JobError, SettingError
+from nrvna.errors import GrammarError, JobError, SettingError, shown
 from nrvna.grammar.choices import check_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import read_schema, schema_to_gbnf
@@ -212,12 +212,6 @@ def _listed(name: str, value: object) -> tuple[str, ...]:
 
 def _wrong(name: str, value: object, allowed: str) -> SettingError:
     return SettingError(f"{name} is {shown(value)}, but must be {allowed}")
-
-
-def shown(value: object) -> str:
-    """A value in an error's one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _nearest(name: str) -> str:

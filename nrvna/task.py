@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from nrvna.errors import SettingError
+from nrvna.errors import SettingError, shown
 
 ANSWER, EMBED, RERANK = "answer", "embed", "rerank"
 KINDS = (ANSWER, EMBED, RERANK)
@@ -60,7 +60,7 @@ class Task:
         known = {each.name for each in fields(cls)}
         for name in content:
             if name not in known:
-                raise SettingError(f"the job's task has no {name!r}: it can have {', '.join(sorted(known))}")
+                raise SettingError(f"the job's task has no {shown(name)}: it can have {', '.join(sorted(known))}")
         task = cls(
             kind=_one_of(content, "kind", KINDS, ANSWER),
             system=_text(content, "system"),
@@ -121,7 +121,7 @@ def _messages(content: object) -> tuple[tuple[str, str], ...]:
             raise SettingError(f"message {number} of the task must have a role and a content, both text")
         role, text = pair
         if role not in ROLES:
-            raise SettingError(f"message {number} of the task has the role {role!r}: it is {', '.join(ROLES)}")
+            raise SettingError(f"message {number} of the task has the role {shown(role)}: it is {', '.join(ROLES)}")
         messages.append((role, text))
     return tuple(messages)
 
@@ -158,7 +158,7 @@ def _flag(content: Mapping[str, Any], name: str) -> bool:
 def _one_of(content: Mapping[str, Any], name: str, allowed: tuple[str, ...], default: str) -> str:
     value = content.get(name, default)
     if value not in allowed:
-        raise SettingError(f"the task's {name} is {value!r}, but must be {', '.join(allowed)}")
+        raise SettingError(f"the task's {name} is {shown(value)}, but must be {', '.join(allowed)}")
     return str(value)
 
 

@@ -52,6 +52,9 @@ WRONG = {
     "wrk work Hi. --reasoning-budget -2": "--reasoning-budget is '-2' … from -1",
     "wrk work Hi. -n 0": "-n is '0' … from 1 to 1000",
     "wrk work Hi. -n five": "-n is 'five' … a whole number",
+    f"wrk work Hi. -n {'9' * 5000}": "-n is '999 … a whole number",
+    "wrk work Hi. --timeout 2000000d": "--timeout is '2000000d' … and 366d at most",
+    "wrk work Hi. --timeout 0": "the timeout is 0.0 … more than 0",
     # wrk: what is asked
     "wrk work Hi. --choices yes": "--choices: … two or more",
     "wrk work Hi. --choices ''": "--choices: … empty",
@@ -99,6 +102,7 @@ WRONG = {
     "flw work -n 5 -a": "-n and -a contradict each other",
     "flw work --timeout 5": "--timeout is for waiting … -w or -f",
     "flw -w work --timeout soon": "--timeout: it is 'soon' … a time, such as 90s",
+    "flw -w work --timeout 1000000d": "--timeout: it is '1000000d' … and 36525d at most",
     "flw work --json --jsonl": "--jsonl: not allowed with argument --json",
     "flw -f work ID ID2": "-f follows one job",
     "flw work cancel ID": "the verb comes first: flw cancel work",
@@ -117,11 +121,14 @@ WRONG = {
     "flw rm work nothing": "no job nothing in work",
     "flw purge work": "arguments are required: --older",
     "flw purge work --older 7": "--older: it is '7' … a unit: 7d",
+    "flw purge work --older 1000000w": "--older: it is '1000000w' … and 36525d at most",
     "flw purge work --older 7d --state queued": "only finished jobs are purged, not queued",
     "flw export work -o plain": "cannot write plain: Is a directory",
     "flw export work --format xml": "--format: invalid choice: 'xml'",
     "flw stats nowhere": "no workspace nowhere",
     "flw stats work --since then": "--since: it is 'then' … a time",
+    "flw stats work --since 1000000d": "--since: it is '1000000d' … and 36525d at most",
+    f"flw stats work --since {'9' * 5000}d": "--since: it is '999 … and 36525d at most",
     "flw stats work ID": "unrecognized arguments: ID",
     "flw --all-of-it work": "unrecognized arguments: --all-of-it",
     "flw --wait=1 work": "--wait … '1'",
@@ -148,6 +155,7 @@ WRONG = {
     "nrvnad m.gguf work --log-file none/log": "log file none/log: No such file",
     "nrvnad m.gguf work --log-file ''": "--log-file is '' … a path",
     "nrvnad --check": "MODEL",
+    f"nrvnad --tune m.gguf --within {'9' * 5000}": "--within is '999 … from 1 to 86400",
 }
 
 
@@ -174,7 +182,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("call", WRONG)
+@pytest.mark.parametrize("call", WRONG, ids=lambda call: call[:80])
 def test_a_wrong_call_is_answered_with_one_line(call: str, here: Path) -> None:
     words, environment = shlex.split(call), dict(os.environ)
     while "=" in words[0]:

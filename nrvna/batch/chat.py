@@ -6,9 +6,9 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from nrvna.batch.fields import Fields, RefusedError, shown
+from nrvna.batch.fields import Fields, RefusedError
 from nrvna.config import MAX_SEED, SETTINGS
-from nrvna.errors import GrammarError, SettingError
+from nrvna.errors import GrammarError, SettingError, shown
 from nrvna.grammar.choices import check_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import schema_to_gbnf

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from nrvna.batch.chat import read_chat
 from nrvna.batch.embedding import read_embedding
-from nrvna.batch.fields import Fields, RefusedError, shown
+from nrvna.batch.fields import Fields, RefusedError
 from nrvna.batch.lines import MAX_LINE_BYTES
-from nrvna.errors import JobError, SettingError
+from nrvna.errors import JobError, SettingError, shown
 from nrvna.files import as_json
 from nrvna.order import MAX_ABOUT_BYTES, Order, check_prompt, encode_prompt
 

@@ -7,7 +7,6 @@ import base64
 import hashlib
 import json
 import sys
-from datetime import datetime
 from enum import StrEnum
 from os.path import basename, join
 from typing import Any
@@ -16,7 +15,7 @@ from nrvna.batch.ledger import Entry, Ledger
 from nrvna.batch.request import EMBEDDINGS
 from nrvna.errors import JobNotFoundError
 from nrvna.files import is_folder
-from nrvna.job import Job, JobState, Receipt
+from nrvna.job import Job, JobState, Receipt, seconds_of
 from nrvna.workspace import Workspace
 
 # How OpenAI's API calls why an answer ends.
@@ -192,10 +191,7 @@ def _model(receipt: Receipt) -> str:
 
 
 def _seconds(receipt: Receipt) -> int:
-    try:
-        return int(datetime.fromisoformat(receipt.started or receipt.finished).timestamp())
-    except ValueError:
-        return 0
+    return int(seconds_of(receipt.started or receipt.finished) or 0)
 
 
 def _vector(answer: str) -> list[float]:
