@@ -6,16 +6,16 @@ Loaded only where such an option is given, or help is asked for: most prompts ar
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nrvna.config import MAX_SEED, SETTINGS
-from nrvna.errors import GrammarError, JobError, SettingError, shown
+from nrvna.errors import GrammarError, JobError, JsonError, SettingError, shown
 from nrvna.grammar.choices import parse_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import schema_to_gbnf
+from nrvna.jsontext import read_json
 from nrvna.task import EMBED, RERANK, Task
 
 MAX_COPIES = 1000
@@ -128,6 +128,8 @@ def _contents(path: str) -> str:
 
 def _json(text: str, given_as: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return read_json(text)
+    except JsonError as error:
+        raise SettingError(f"{given_as} {error}") from None
+    except ValueError as error:
         raise SettingError(f"{given_as} is no JSON: {error}") from None

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nrvna.errors import SettingError, shown
+from nrvna.errors import JsonError, SettingError, shown
+from nrvna.jsontext import check_text, check_value, read_json
 
 # By the names that llama.cpp gives them.
 LOG_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
@@ -214,8 +215,11 @@ class Setting:
     def parse(self, text: str, given_as: str) -> Any:
         """Raises SettingError naming ``given_as``, the text and what is allowed."""
         try:
+            check_text(text)
             value = self.kind(text if self.kind is _text_or_texts else text.strip())
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except JsonError as error:
+            raise SettingError(f"{given_as} {error}") from None
+        except (ValueError, LookupError, TypeError, AttributeError):
             value = None
         if self.choices:
             valid = value in self.choices
@@ -278,15 +282,21 @@ def _micro_batch(text: str) -> int:
     return count
 
 
+def _json(text: str) -> Any:
+    content = read_json(text)
+    check_value(content)
+    return content
+
+
 def _samplers(text: str) -> tuple[str, ...]:
     """Names in one text, as llama.cpp takes them, or as a JSON list."""
-    names = json.loads(text) if text.startswith("[") else text.replace(",", ";").split(";")
+    names = _json(text) if text.startswith("[") else text.replace(",", ";").split(";")
     known = {name.replace("_", ""): name for name in SAMPLERS} | _ALIASES
     return tuple(known[name.strip().lower().replace("-", "").replace("_", "")] for name in names)
 
 
 def _texts(text: str) -> tuple[str, ...]:
-    texts = json.loads(text)
+    texts = _json(text)
     if not isinstance(texts, list) or not all(isinstance(each, str) and each for each in texts):
         raise ValueError
     return tuple(texts)
@@ -302,7 +312,7 @@ def _text_or_texts(text: str) -> tuple[str, ...]:
 
 def _logit_bias(text: str) -> tuple[tuple[int | str, float], ...]:
     """What llama-server takes: an object or a list of pairs, the token by its id or as text."""
-    content = json.loads(text)
+    content = _json(text)
     if isinstance(content, dict):
         # The ids of an object's keys are text, too.
         content = [[int(token) if token.isdecimal() else token, bias] for token, bias in content.items()]

@@ -93,6 +93,10 @@ class JobError(NrvnaError, ValueError):
     """A job that cannot be run as it is: no prompt, a NUL byte, invalid UTF-8, too large."""
 
 
+class JsonError(NrvnaError, ValueError):
+    """A value that no job may hold: nested too deep, or with half a character. Its message goes after a name."""
+
+
 class GrammarError(JobError):
     """A grammar, schema or list of choices that answers cannot be held to."""
 

@@ -167,7 +167,8 @@ def check_id(text: str) -> str:
 
     Raises JobNotFoundError otherwise.
     """
-    fits = 0 < len(text.encode("utf-8", "surrogateescape")) <= MAX_ID_BYTES
-    if not fits or text.startswith(".") or "/" in text or not text.isprintable():
+    # Halves of characters are not printable either: what is left can be encoded.
+    fits = text.isprintable() and 0 < len(text.encode()) <= MAX_ID_BYTES
+    if not fits or text.startswith(".") or "/" in text:
         raise JobNotFoundError(f"{text[:80]!r} is no job id: it looks like 20261122-130405-123456-7f3a2b")
     return text

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from nrvna.errors import JobError, JobNotFoundError, shown
+from nrvna.errors import JobError, JobNotFoundError, JsonError, shown
 from nrvna.job import check_id
+from nrvna.jsontext import check_text
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
 # Of job.json, in which earlier messages and documents stand.
@@ -90,6 +91,11 @@ class Order(NamedTuple):
             raise JobError(f"the timeout is {shown(seconds)}, but must be seconds, more than 0 and up to a year")
         if self.batch is not None and not isinstance(self.batch, str):
             raise JobError("the job's batch must be text")
+        for name in ("model", "batch"):
+            try:
+                check_text(getattr(self, name) or "")
+            except JsonError as error:
+                raise JobError(f"the {name} {error}") from None
 
 
 def copies(prompt: bytes, orders: Iterable[Order], tags: Iterable[str], key: str | None) -> list[Order]:

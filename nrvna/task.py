@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from nrvna.errors import SettingError, shown
+from nrvna.errors import JsonError, SettingError, shown
+from nrvna.jsontext import check_value, read_json
 
 ANSWER, EMBED, RERANK = "answer", "embed", "rerank"
 KINDS = (ANSWER, EMBED, RERANK)
@@ -61,6 +62,10 @@ class Task:
         for name in content:
             if name not in known:
                 raise SettingError(f"the job's task has no {shown(name)}: it can have {', '.join(sorted(known))}")
+            try:
+                check_value(content[name])
+            except JsonError as error:
+                raise SettingError(f"the task's {name} {error}") from None
         task = cls(
             kind=_one_of(content, "kind", KINDS, ANSWER),
             system=_text(content, "system"),
@@ -98,7 +103,7 @@ def _text(content: Mapping[str, Any], name: str) -> str | None:
     value = content.get(name)
     if value is None:
         return None
-    if not isinstance(value, str) or "\0" in value or not _encodes(value):
+    if not _is_text(value):
         raise SettingError(f"the task's {name} must be text")
     return value or None
 
@@ -140,8 +145,11 @@ def _schema(content: Mapping[str, Any]) -> str | None:
         return None
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
+            value = read_json(value)
+            check_value(value)
+        except JsonError as error:
+            raise SettingError(f"the task's json_schema {error}") from None
+        except ValueError as error:
             raise SettingError(f"the task's json_schema is no JSON: {error}") from None
     if not isinstance(value, Mapping | bool):
         raise SettingError("the task's json_schema must be a JSON object")
@@ -163,12 +171,4 @@ def _one_of(content: Mapping[str, Any], name: str, allowed: tuple[str, ...], def
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value and _encodes(value)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(value, str) and "\0" not in value

@@ -14,6 +14,8 @@ from nrvna.workspace import Workspace
 
 MODULES = {"wrk": "nrvna.wrk", "flw": "nrvna.flw", "nrvnad": "nrvna.daemon"}
 
+DEEP = "[" * 900 + "]" * 900
+
 # A call, and what its line must say beside the tool's name: the argument, and what is right.
 WRONG = {
     # wrk: where, and what
@@ -76,6 +78,11 @@ WRONG = {
     "wrk work Hi. --messages bad-schema.json": "--messages bad-schema.json: … must be a list",
     "wrk work Hi. --template-kwargs '[1]'": "--template-kwargs: … a JSON object",
     "wrk work Hi. --template-kwargs '{'": "--template-kwargs is no JSON",
+    f"wrk work Hi. --template-kwargs '{{\"a\": {DEEP}}}'": "--template-kwargs is nested more than 100 deep",
+    f"wrk work Hi. --schema '{{\"const\": {DEEP}}}'": "--schema is nested more than 100 deep",
+    f"wrk work Hi. --stop '{DEEP}'": "--stop is nested more than 100 deep",
+    f"NRVNA_SAMPLERS='{DEEP}' nrvnad m.gguf work": "NRVNA_SAMPLERS is nested more than 100 deep",
+    "wrk work Hi. --messages deep.json": "--messages deep.json is nested more than 100 deep",
     "wrk work Hi. --rerank empty.txt": "--rerank empty.txt is empty … each line",
     # wrk: batch files
     "wrk work --batch": "--batch: expected one argument",
@@ -175,6 +182,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "twice.jsonl": b'{"custom_id": "a"}\n{"custom_id": "a"}\n',
         "latin.txt": b"\xff",
         "bad.json": b"{bad",
+        "deep.json": DEEP.encode(),
         "bad-schema.json": b'{"type": "nonsense"}',
         "bad.gbnf": b'root := "a"',
     }.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import base64
 import hashlib
-import json
 import sys
 from enum import StrEnum
 from os.path import basename, join
@@ -16,6 +15,7 @@ from nrvna.batch.request import EMBEDDINGS
 from nrvna.errors import JobNotFoundError
 from nrvna.files import is_folder
 from nrvna.job import Job, JobState, Receipt, seconds_of
+from nrvna.jsontext import read_json
 from nrvna.workspace import Workspace
 
 # How OpenAI's API calls why an answer ends.
@@ -197,8 +197,8 @@ def _seconds(receipt: Receipt) -> int:
 def _vector(answer: str) -> list[float]:
     """Raises _FailedError for what is none."""
     try:
-        vector = json.loads(answer)
-    except (ValueError, RecursionError):
+        vector = read_json(answer)
+    except ValueError:
         vector = None
     if not isinstance(vector, list) or not all(isinstance(number, int | float) for number in vector):
         raise _FailedError("answer_damaged", "the answer is no vector")
