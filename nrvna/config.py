@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nrvna.errors import JsonError, SettingError, shown
-from nrvna.jsontext import check_text, check_value, read_json
+from nrvna.jsontext import check_value, read_json
 
 # By the names that llama.cpp gives them.
 LOG_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
@@ -215,8 +215,10 @@ class Setting:
     def parse(self, text: str, given_as: str) -> Any:
         """Raises SettingError naming ``given_as``, the text and what is allowed."""
         try:
-            check_text(text)
             value = self.kind(text if self.kind is _text_or_texts else text.strip())
+            if self.of_job:
+                # It goes into job.json, where others are paths, of any bytes.
+                check_value(value)
         except JsonError as error:
             raise SettingError(f"{given_as} {error}") from None
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -282,21 +284,15 @@ def _micro_batch(text: str) -> int:
     return count
 
 
-def _json(text: str) -> Any:
-    content = read_json(text)
-    check_value(content)
-    return content
-
-
 def _samplers(text: str) -> tuple[str, ...]:
     """Names in one text, as llama.cpp takes them, or as a JSON list."""
-    names = _json(text) if text.startswith("[") else text.replace(",", ";").split(";")
+    names = read_json(text) if text.startswith("[") else text.replace(",", ";").split(";")
     known = {name.replace("_", ""): name for name in SAMPLERS} | _ALIASES
     return tuple(known[name.strip().lower().replace("-", "").replace("_", "")] for name in names)
 
 
 def _texts(text: str) -> tuple[str, ...]:
-    texts = _json(text)
+    texts = read_json(text)
     if not isinstance(texts, list) or not all(isinstance(each, str) and each for each in texts):
         raise ValueError
     return tuple(texts)
@@ -312,7 +308,7 @@ def _text_or_texts(text: str) -> tuple[str, ...]:
 
 def _logit_bias(text: str) -> tuple[tuple[int | str, float], ...]:
     """What llama-server takes: an object or a list of pairs, the token by its id or as text."""
-    content = _json(text)
+    content = read_json(text)
     if isinstance(content, dict):
         # The ids of an object's keys are text, too.
         content = [[int(token) if token.isdecimal() else token, bias] for token, bias in content.items()]

@@ -102,7 +102,10 @@ class Receipt(NamedTuple):
         return self.finish_reason in ("length", "context")
 
     def to_json(self) -> str:
-        return json.dumps(self._asdict(), ensure_ascii=False, indent=2) + "\n"
+        """As its file has it; text that can be written anywhere, whatever is in it."""
+        text = json.dumps(self._asdict(), ensure_ascii=False, indent=2) + "\n"
+        # Half a character can stand in a string alone, and there its escape reads back.
+        return text.encode(errors="backslashreplace").decode()
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Receipt:

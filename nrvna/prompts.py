@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from nrvna.errors import JobError, SettingError
-from nrvna.order import MAX_PROMPT_BYTES, check_prompt
+from nrvna.order import MAX_PROMPT_BYTES, check_prompt, encode_prompt
 
 _FIELD = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|\{([A-Za-z_]\w*)\}")
 _FENCE = re.compile(r"^[ ]{0,3}(`{3,})", re.MULTILINE)
@@ -19,11 +19,19 @@ def compose(words: Sequence[str], files: Sequence[bytes], last: bytes | None) ->
 
     What many prompts have in common stands first: it is computed once.
     """
-    parts = [os.fsencode(" ".join(words))] if words else []
+    parts = [_encode(" ".join(words))] if words else []
     parts += files
     if last is not None:
         parts.append(last)
     return b"\n\n".join(parts)
+
+
+def _encode(text: str) -> bytes:
+    """A byte of an argument as it came in. Other halves of characters stay for check_prompt to refuse."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return encode_prompt(text)
 
 
 def quoted_file(path: str) -> bytes:
