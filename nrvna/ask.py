@@ -6,16 +6,16 @@ Loaded only where such an option is given, or help is asked for: most prompts ar
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nrvna.config import SETTINGS, of_copy
-from nrvna.errors import GrammarError, JobError, SettingError
+from nrvna.errors import GrammarError, JobError, JsonError, SettingError, shown
 from nrvna.grammar.choices import parse_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import schema_to_gbnf
+from nrvna.jsontext import read_json
 from nrvna.lines import lines_of, read_given
 from nrvna.task import EMBED, RERANK, Task
 
@@ -59,8 +59,9 @@ def settings_of(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _copies(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= MAX_COPIES:
-        raise SettingError(f"-n is {text!r}, but must be a whole number from 1 to {MAX_COPIES}")
+    # Python reads no number of thousands of digits.
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= MAX_COPIES:
+        raise SettingError(f"-n is {shown(text)}, but must be a whole number from 1 to {MAX_COPIES}")
     return int(text)
 
 
@@ -128,6 +129,8 @@ def _contents(path: str) -> str:
 
 def _json(text: str, given_as: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return read_json(text)
+    except JsonError as error:
+        raise SettingError(f"{given_as} {error}") from None
+    except ValueError as error:
         raise SettingError(f"{given_as} is no JSON: {error}") from None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nrvna.config import of_copy
-from nrvna.errors import JobError
+from nrvna.errors import JobError, shown
 from nrvna.order import Order
 from nrvna.request import order_of
 from nrvna.task import Task
@@ -22,7 +22,7 @@ def read_object(content: Mapping[str, Any], orders: Sequence[Order]) -> tuple[st
     options = dict(content)
     prompt = options.pop("prompt", None)
     if not isinstance(prompt, str):
-        raise JobError('"prompt" is missing' if prompt is None else f'"prompt" is {prompt!r}, but must be text')
+        raise JobError('"prompt" is missing' if prompt is None else f'"prompt" is {shown(prompt)}, but must be text')
     asked = order_of({name: value for name, value in options.items() if name != "after"}, _ids(options.get("after")))
     own = {name: getattr(asked, name) for name in _OF_AN_ORDER if options.get(name) is not None}
     made = []
@@ -39,5 +39,5 @@ def read_object(content: Mapping[str, Any], orders: Sequence[Order]) -> tuple[st
 def _ids(after: object) -> list[str]:
     ids = [after] if isinstance(after, str) else [] if after is None else after
     if not isinstance(ids, list) or not all(isinstance(job_id, str) for job_id in ids):
-        raise JobError(f'"after" is {after!r}, but must be a list of ids')
+        raise JobError(f'"after" is {shown(after)}, but must be a list of ids')
     return ids

@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, Unpack
 
-from nrvna.errors import JobError, JobNotFoundError, SettingError, SubmitError, WorkspaceError
+from nrvna.errors import JobError, JobNotFoundError, SettingError, SubmitError, WorkspaceError, shown
 from nrvna.handle import Completed, Job
 from nrvna.job import JobState
 from nrvna.order import Order
-from nrvna.request import Options, Request, for_prompt, order_of, shown
+from nrvna.request import Options, Request, for_prompt, order_of
 from nrvna.watch import View
 from nrvna.workspace import Workspace as Folder
 

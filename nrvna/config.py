@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nrvna.errors import SettingError
+from nrvna.errors import JsonError, SettingError, shown
+from nrvna.jsontext import check_value, read_json
 
 # By the names that llama.cpp gives them.
 LOG_LEVELS = {"error": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
@@ -34,6 +35,8 @@ BACKENDS = ("auto", "cpu", "cuda", "metal")
 KV_TYPES = ("f16", "q8_0", "q4_0")
 FLASH_ATTENTION = ("auto", "on", "off")
 _MAX_STOPS = 64
+# Of a value that cannot be, in characters.
+_SHOWN = 200
 # A token for each of as many sequences as there may be fits a step.
 _LEAST_BATCH, _MOST_BATCH = 256, 8192
 _LEAST_MICRO_BATCH = 32
@@ -223,7 +226,12 @@ class Setting:
         """Raises SettingError naming ``given_as``, the text and what is allowed."""
         try:
             value = self.kind(text if self.kind is _text_or_texts else text.strip())
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            if self.of_job:
+                # It goes into job.json, where others are paths, of any bytes.
+                check_value(value)
+        except JsonError as error:
+            raise SettingError(f"{given_as} {error}") from None
+        except (ValueError, LookupError, TypeError, AttributeError):
             value = None
         if self.choices:
             valid = value in self.choices
@@ -234,7 +242,7 @@ class Setting:
         else:
             valid = value is not None and self.low <= value <= self.high
         if not valid:
-            raise SettingError(f"{given_as} is {text!r}, but must be {self.range}")
+            raise SettingError(f"{given_as} is {shown(text, _SHOWN)}, but must be {self.range}")
         return value
 
     def read(self, environ: Mapping[str, str] | None = None) -> Any:
@@ -288,13 +296,13 @@ def _micro_batch(text: str) -> int:
 
 def _samplers(text: str) -> tuple[str, ...]:
     """Names in one text, as llama.cpp takes them, or as a JSON list."""
-    names = json.loads(text) if text.startswith("[") else text.replace(",", ";").split(";")
+    names = read_json(text) if text.startswith("[") else text.replace(",", ";").split(";")
     known = {name.replace("_", ""): name for name in SAMPLERS} | _ALIASES
     return tuple(known[name.strip().lower().replace("-", "").replace("_", "")] for name in names)
 
 
 def _texts(text: str) -> tuple[str, ...]:
-    texts = json.loads(text)
+    texts = read_json(text)
     if not isinstance(texts, list) or not all(isinstance(each, str) and each for each in texts):
         raise ValueError
     return tuple(texts)
@@ -318,7 +326,7 @@ def _text_or_texts(text: str) -> tuple[str, ...]:
 
 def _logit_bias(text: str) -> tuple[tuple[int | str, float], ...]:
     """What llama-server takes: an object or a list of pairs, the token by its id or as text."""
-    content = json.loads(text)
+    content = read_json(text)
     if isinstance(content, dict):
         # The ids of an object's keys are text, too.
         content = [[int(token) if token.isdecimal() else token, bias] for token, bias in content.items()]
@@ -729,7 +737,7 @@ def of_job(sampling: Sampling, settings: Mapping[str, Any]) -> Sampling:
             text = value if isinstance(value, str) else json.dumps(value)
             values[name] = known[name].parse(text, f"the job's {name}")
         else:
-            raise SettingError(f"the job's setting {name} = {value!r} is none that a job can have")
+            raise SettingError(f"the job's setting {name} = {shown(value)} is none that a job can have")
     return replace(sampling, **values)
 
 

@@ -162,7 +162,7 @@ def status(workspace: Workspace) -> int:
 
 def _row(peer: Peer) -> str:
     said = f"process {peer.pid:<6}{'ready' if peer.ready else 'loading'}"
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         since = datetime.fromisoformat(peer.since).astimezone()
         said += f" since {since:%Y-%m-%d %H:%M:%S}"
     if peer.ready:

@@ -13,7 +13,7 @@ from nrvna.arguments import Parser
 from nrvna.config import SETTINGS, Config, add_options, from_environment
 from nrvna.engine.protocol import pack
 from nrvna.environment import engine_environment
-from nrvna.errors import ModelNotFoundError, NoFolderError, NrvnaError, SettingError, WorkspaceError
+from nrvna.errors import ModelNotFoundError, NoFolderError, NrvnaError, SettingError, WorkspaceError, shown
 from nrvna.placement import first_place
 from nrvna.service import Starter, log_to
 from nrvna.serving import serve
@@ -171,8 +171,10 @@ def tune_seconds(text: str | None) -> int:
     """How long ``--tune`` may take. Raises SettingError."""
     if text is None:
         return TUNE_S
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= _MAX_TUNE_S:
-        raise SettingError(f"--within is {text!r}, but must be a whole number of seconds from 1 to {_MAX_TUNE_S}")
+    # Python reads no number of thousands of digits.
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= _MAX_TUNE_S:
+        allowed = f"a whole number of seconds from 1 to {_MAX_TUNE_S}"
+        raise SettingError(f"--within is {shown(text)}, but must be {allowed}")
     return int(text)
 
 

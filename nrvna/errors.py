@@ -27,6 +27,16 @@ def speaks_of_memory(text: str) -> bool:
     return any(words in text.lower() for words in _NO_MEMORY)
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value in a message's one line, of so many characters at most."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # A number of thousands of digits, or what is nested as deep.
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def reason_of(error: Exception) -> str:
     """Why a job fails, in one line: what nrvna raised on purpose says so itself.
 
@@ -81,6 +91,10 @@ class LeaseLostError(WorkspaceError):
 
 class JobError(NrvnaError, ValueError):
     """A job that cannot be run as it is: no prompt, a NUL byte, invalid UTF-8, too large."""
+
+
+class JsonError(NrvnaError, ValueError):
+    """A value that no job may hold: nested too deep, or with half a character. Its message goes after a name."""
 
 
 class GrammarError(JobError):

@@ -76,7 +76,7 @@ def as_json(content: dict[str, Any], *, plain: bool = False) -> str:
     """On one line. ``plain``: ASCII alone, so that nothing of it steers a terminal."""
     text = json.dumps(content, ensure_ascii=plain)
     try:
-        text.encode("utf-8", "surrogateescape")
+        text.encode()
     except UnicodeEncodeError:
         return json.dumps(content)
     return text

@@ -18,6 +18,7 @@ from os.path import basename, dirname, isdir, join
 from typing import Any
 
 from nrvna.errors import JobError
+from nrvna.jsontext import read_json
 
 _MAX_OBJECT_BYTES = 1024 * 1024
 # From linux/fs.h and sys/stdio.h of macOS.
@@ -87,8 +88,8 @@ def read_head(path: str, limit: int) -> str:
 def read_object(path: str, limit: int = _MAX_OBJECT_BYTES) -> dict[str, Any]:
     """A JSON object from a file, empty if there is none."""
     try:
-        content = json.loads(read(path, limit))
-    except (OSError, ValueError, RecursionError, JobError):
+        content = read_json(read(path, limit))
+    except (OSError, ValueError, JobError):
         return {}
     return content if isinstance(content, dict) else {}
 

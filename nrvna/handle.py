@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
@@ -12,6 +11,7 @@ from nrvna.errors import DamagedResultError, JobFailedError, JobNotFoundError, S
 from nrvna.files import is_folder
 from nrvna.job import Job as Found
 from nrvna.job import JobState, Receipt
+from nrvna.jsontext import read_json
 from nrvna.task import RERANK, Task
 from nrvna.watch import Ended, View, Watch
 
@@ -109,7 +109,7 @@ class Job:
         """
         text = self.result(timeout)
         try:
-            vector = json.loads(text)
+            vector = read_json(text)
         except ValueError:
             vector = None
         if not isinstance(vector, list) or not all(isinstance(number, float | int) for number in vector):

@@ -18,6 +18,8 @@ from nrvna import __version__
 from nrvna.errors import JobNotFoundError
 
 MAX_ID_BYTES = 200
+# The years 1 to 9999, which is all that a date can have.
+_FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
 _GENERATED_ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{6}")
 
 
@@ -100,7 +102,10 @@ class Receipt(NamedTuple):
         return self.finish_reason in ("length", "context")
 
     def to_json(self) -> str:
-        return json.dumps(self._asdict(), ensure_ascii=False, indent=2) + "\n"
+        """As its file has it; text that can be written anywhere, whatever is in it."""
+        text = json.dumps(self._asdict(), ensure_ascii=False, indent=2) + "\n"
+        # Half a character can stand in a string alone, and there its escape reads back.
+        return text.encode(errors="backslashreplace").decode()
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Receipt:
@@ -110,7 +115,20 @@ class Receipt(NamedTuple):
 
 def timestamp(seconds: float) -> str:
     """Seconds since the epoch as the receipt writes them."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _moment(seconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def seconds_of(moment: object) -> float | None:
+    """Seconds since the epoch of what :func:`timestamp` wrote, or somebody else; None for what is no such time."""
+    try:
+        return datetime.fromisoformat(moment).timestamp() if isinstance(moment, str) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _moment(seconds: float) -> datetime:
+    """A file can be dated before the year 1, and after 9999."""
+    return datetime.fromtimestamp(min(max(seconds, _FIRST_S), _LAST_S), UTC)
 
 
 _last_id_us = 0
@@ -128,7 +146,7 @@ def new_id(after_us: int = 0) -> str:
 
 
 def time_of(generated_id: str) -> int:
-    """When :func:`new_id` made it, in microseconds since the epoch."""
+    """When :func:`new_id` made it, in microseconds since the epoch. Raises ValueError if it made it at no time."""
     day, clock, fraction, _ = generated_id.split("-")
     year, month, date = int(day[:4]), int(day[4:6]), int(day[6:])
     hour, minute, second = int(clock[:2]), int(clock[2:4]), int(clock[4:])
@@ -138,8 +156,8 @@ def time_of(generated_id: str) -> int:
 
 def order_of_time(microseconds: int) -> str:
     """The part of an id that sorts, for a time in microseconds since the epoch."""
-    moment = datetime.fromtimestamp(microseconds // 1_000_000, UTC)
-    return f"{moment:%Y%m%d-%H%M%S}-{microseconds % 1_000_000:06d}"
+    moment = _moment(microseconds // 1_000_000)
+    return f"{moment.year:04}{moment:%m%d-%H%M%S}-{microseconds % 1_000_000:06d}"
 
 
 def is_generated_id(name: str) -> bool:
@@ -152,7 +170,8 @@ def check_id(text: str) -> str:
 
     Raises JobNotFoundError otherwise.
     """
-    fits = 0 < len(text.encode("utf-8", "surrogateescape")) <= MAX_ID_BYTES
-    if not fits or text.startswith(".") or "/" in text or not text.isprintable():
+    # Halves of characters are not printable either: what is left can be encoded.
+    fits = text.isprintable() and 0 < len(text.encode()) <= MAX_ID_BYTES
+    if not fits or text.startswith(".") or "/" in text:
         raise JobNotFoundError(f"{text[:80]!r} is no job id: it looks like 20261122-130405-123456-7f3a2b")
     return text

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import heapq
-import json
 import os
 import time
 from collections import deque
@@ -22,7 +21,15 @@ from contextlib import suppress
 from os.path import basename, join
 from typing import Any, NamedTuple, TypeGuard
 
-from nrvna.errors import JobError, JobNotFoundError, LeaseLostError, LostRaceError, WorkspaceError, reason_of
+from nrvna.errors import (
+    JobError,
+    JobNotFoundError,
+    JsonError,
+    LeaseLostError,
+    LostRaceError,
+    WorkspaceError,
+    reason_of,
+)
 from nrvna.files import (
     append,
     as_json,
@@ -41,6 +48,7 @@ from nrvna.files import (
     write,
 )
 from nrvna.job import Job, JobState, Receipt, check_id, new_id, timestamp
+from nrvna.jsontext import MAX_DEPTH_OF_FILES, check_value, read_json
 from nrvna.lines import without_mark
 from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order, check_prompt, may_be_empty
 from nrvna.parents import Parents
@@ -581,16 +589,19 @@ def cancel(workspace: Workspace, *jobs: Job) -> list[str]:
 def _about(directory: str) -> tuple[dict[str, Any], str | None]:
     """What a job's job.json holds, if there is one, and why that cannot be used. Raises OSError for what passes."""
     try:
-        content = json.loads(read(join(directory, "job.json"), MAX_ABOUT_BYTES))
+        content = read_json(read(join(directory, "job.json"), MAX_ABOUT_BYTES))
+        check_value(content, MAX_DEPTH_OF_FILES)
     except FileNotFoundError:
         return {}, None
+    except JsonError as error:
+        return {}, f"job.json {error}"
     except JobError as error:
         return {}, str(error)
     except OSError as error:
         if error.errno in _PASSING:
             raise
         return {}, f"job.json cannot be read: {error.strerror}"
-    except (ValueError, RecursionError):
+    except ValueError:
         content = None
     return (content, None) if isinstance(content, dict) else ({}, "job.json is no JSON object")
 

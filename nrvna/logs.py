@@ -9,6 +9,7 @@ from typing import Any
 
 from nrvna.config import LOG_LEVELS, Config
 from nrvna.job import timestamp
+from nrvna.jsontext import read_json
 
 # What a record may say of a job, given as ``extra``.
 FIELDS = ("job", "state", "tokens", "tokens_per_second")
@@ -61,8 +62,8 @@ def message_of(line: str) -> str:
 
 def _record(line: str) -> dict[str, Any]:
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
+        content = read_json(line)
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -8,8 +8,9 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from nrvna.errors import JobError, JobNotFoundError
+from nrvna.errors import JobError, JobNotFoundError, JsonError, shown
 from nrvna.job import check_id
+from nrvna.jsontext import check_text
 
 MAX_PROMPT_BYTES = 16 * 1024 * 1024
 # Of job.json, in which earlier messages and documents stand.
@@ -86,20 +87,25 @@ class Order(NamedTuple):
             raise JobError(f"a job has at most {MAX_TAGS} tags, not {len(self.tags)}")
         for tag in self.tags:
             if not isinstance(tag, str) or not _TAG.fullmatch(tag) or not tag.isprintable():
-                raise JobError(f"the tag {tag!r} must be a word: up to 64 characters without spaces and commas")
+                raise JobError(f"the tag {shown(tag)} must be a word: up to 64 characters without spaces and commas")
         if type(self.priority) is not int or abs(self.priority) > MAX_PRIORITY:
             allowed = f"a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}"
-            raise JobError(f"the priority is {self.priority!r}, but must be {allowed}")
+            raise JobError(f"the priority is {shown(self.priority)}, but must be {allowed}")
         _check_parents(self.after)
         if self.key is not None and not _is_key(self.key):
-            raise JobError(f"the key is {str(self.key)[:80]!r}, but must be text of up to {MAX_KEY_BYTES} bytes")
+            raise JobError(f"the key is {shown(self.key)}, but must be text of up to {MAX_KEY_BYTES} bytes")
         seconds = self.timeout
         if seconds is not None and not (type(seconds) in (int, float) and 0 < seconds <= MAX_TIMEOUT_S):
-            raise JobError(f"the timeout is {seconds!r}, but must be seconds, more than 0 and up to a year")
+            raise JobError(f"the timeout is {shown(seconds)}, but must be seconds, more than 0 and up to a year")
         if self.batch is not None and not isinstance(self.batch, str):
             raise JobError("the job's batch must be text")
         if self.results and not _are_places(self.results):
             raise JobError("the job's results must be places in its prompt, one behind the other")
+        for name in ("model", "batch"):
+            try:
+                check_text(getattr(self, name) or "")
+            except JsonError as error:
+                raise JobError(f"the {name} {error}") from None
 
 
 def copies(
@@ -126,7 +132,7 @@ def _check_parents(after: tuple[str, ...]) -> None:
         raise JobError(f"a job comes after at most {MAX_PARENTS} others, not {len(after)}")
     for parent in after:
         if not isinstance(parent, str):
-            raise JobError(f"{parent!r} is no id of a job to come after")
+            raise JobError(f"{shown(parent)} is no id of a job to come after")
         try:
             check_id(parent)
         except JobNotFoundError as error:

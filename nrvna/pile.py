@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import select
 import sys
@@ -12,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from nrvna.errors import JobError, SettingError, SubmitError
+from nrvna.errors import JobError, JsonError, SettingError, SubmitError
+from nrvna.jsontext import read_json
 from nrvna.lines import Lines
 from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies, encode_prompt
 from nrvna.prompts import Part, Template, compose, part_of_words, quoted_file, read_file
@@ -204,8 +204,10 @@ def _text(line: bytes) -> str:
 
 def _object(number: int, line: bytes) -> Row | JobError:
     try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        content = read_json(line)
+    except JsonError as error:
+        return JobError(f"line {number} {error}")
+    except ValueError as error:
         return JobError(f"line {number} is no JSON: {error}")
     if not isinstance(content, dict):
         return JobError(f"line {number} is no JSON object")

@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from nrvna.jsontext import read_json
+
 # More are never drawn for a token: whoever wrote more would have them drawn again.
 MAX_DRAWS = 8
 
@@ -116,6 +118,6 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def _load(line: bytes) -> object:
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return read_json(line)
+    except ValueError:
         return None

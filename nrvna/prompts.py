@@ -24,7 +24,15 @@ class Part(NamedTuple):
     results: tuple[int, ...] = ()
 
 
-def part_of_words(words: str, *, waits: bool, encode: Callable[[str], bytes] = os.fsencode) -> Part:
+def _encode(text: str) -> bytes:
+    """A byte of an argument as it came in. Other halves of characters stay for check_prompt to refuse."""
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        return encode_prompt(text)
+
+
+def part_of_words(words: str, *, waits: bool, encode: Callable[[str], bytes] = _encode) -> Part:
     """Words as they are; of a job that ``waits`` for others they may say where the answers of these go."""
     results: tuple[int, ...] = ()
     if waits:
@@ -33,14 +41,6 @@ def part_of_words(words: str, *, waits: bool, encode: Callable[[str], bytes] = o
 
         words, results = read_words(words)
     return Part(encode(words), results)
-
-
-def _encoded(text: str) -> bytes:
-    """As bytes; those of the command line as they were, and what is no text stays, to be refused."""
-    try:
-        return os.fsencode(text)
-    except UnicodeEncodeError:
-        return encode_prompt(text)
 
 
 def compose(parts: Sequence[Part]) -> Part:
@@ -111,7 +111,7 @@ class Template:
                 results.append(size)
             pieces.append(piece)
             size += len(piece)
-        return Part(_encoded("".join(pieces)), tuple(results))
+        return Part(_encode("".join(pieces)), tuple(results))
 
     def _filled(self, fields: Mapping[str, object]) -> Iterator[tuple[str, bool]]:
         """Its pieces, and whether each is to become an answer."""

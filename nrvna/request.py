@@ -8,10 +8,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Required, TypedDict
 
 from nrvna.config import SETTINGS
-from nrvna.errors import GrammarError, JobError, SettingError
+from nrvna.errors import GrammarError, JobError, JsonError, SettingError, shown
 from nrvna.grammar.choices import check_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import read_schema, schema_to_gbnf
+from nrvna.jsontext import check_value
 from nrvna.order import Order, check_prompt, encode_prompt
 from nrvna.results import with_places
 from nrvna.task import EMBED, RERANK, Task
@@ -153,8 +154,12 @@ def _setting(name: str, given_as: str, value: object) -> Any:
     elif isinstance(value, tuple | set | frozenset):
         value = list(value)
     try:
+        check_value(value)
+    except JsonError as error:
+        raise SettingError(f"{given_as} {error}") from None
+    try:
         return _SETTINGS[name].parse(value if isinstance(value, str) else json.dumps(value), given_as)
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError):
         raise _wrong(given_as, value, _SETTINGS[name].range) from None
 
 
@@ -184,8 +189,11 @@ def _schema(value: object) -> str:
     if not isinstance(value, str | dict | bool):
         raise _wrong("schema", value, allowed)
     try:
+        check_value(value)
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as error:
+    except JsonError as error:
+        raise SettingError(f"schema {error}") from None
+    except (TypeError, ValueError) as error:
         raise SettingError(f"schema cannot be written as JSON ({error}), but must be {allowed}") from None
 
 
@@ -212,12 +220,6 @@ def _listed(name: str, value: object) -> tuple[str, ...]:
 
 def _wrong(name: str, value: object, allowed: str) -> SettingError:
     return SettingError(f"{name} is {shown(value)}, but must be {allowed}")
-
-
-def shown(value: object) -> str:
-    """A value in an error's one line."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _nearest(name: str) -> str:

@@ -12,12 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from nrvna.errors import JobError, JobNotFoundError
 from nrvna.files import is_folder
-from nrvna.job import Job, JobState, is_generated_id, time_of
+from nrvna.job import Job, JobState, is_generated_id, seconds_of, time_of
 from nrvna.order import Order
 from nrvna.workspace import Seen, Workspace
 
@@ -186,10 +185,11 @@ def resettled(workspace: Workspace, job: Job) -> Job | None:
 
 def queued_at(job: Job, about: dict[str, Any]) -> float:
     """When a job was queued, in seconds since the epoch, as well as can be known."""
-    if is_generated_id(job.id):
-        return time_of(job.id) / 1_000_000
-    with suppress(TypeError, ValueError):
-        return datetime.fromisoformat(about.get("queued", "")).timestamp()
+    with suppress(ValueError):
+        if is_generated_id(job.id):
+            return time_of(job.id) / 1_000_000
+    if (queued := seconds_of(about.get("queued"))) is not None:
+        return queued
     with suppress(OSError):
         return os.stat(job.directory).st_mtime
     return time.time()

@@ -6,13 +6,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from datetime import datetime
 from math import ceil
 from os.path import basename
 from typing import Any
 
-from nrvna.job import JobState, Receipt, timestamp
+from nrvna.job import JobState, Receipt, seconds_of, timestamp
 from nrvna.lines import head_line
 from nrvna.selection import Glance, Selection
 from nrvna.terminal import printable
@@ -39,7 +37,7 @@ def stats(glance: Glance, selection: Selection, since_s: float | None = None) ->
             numbers["waiting"] += glance.word(job) == "waiting"
             continue
         receipt = workspace.receipt(job)
-        finished = _seconds(receipt.finished) if receipt else None
+        finished = seconds_of(receipt.finished) if receipt else None
         if begin is not None and (finished is None or finished < begin):
             continue
         numbers[job.state] += 1
@@ -65,7 +63,7 @@ def _figures(receipts: Sequence[Receipt]) -> dict[str, Any]:
     waits = [
         max(0.0, span[0] - queued)
         for receipt in receipts
-        if (span := _span(receipt)) and (queued := _seconds(receipt.queued)) is not None
+        if (span := _span(receipt)) and (queued := seconds_of(receipt.queued)) is not None
     ]
     return {
         "tokens": {
@@ -97,14 +95,8 @@ def _by_model(receipts: Iterable[Receipt]) -> list[dict[str, Any]]:
 
 def _span(receipt: Receipt) -> tuple[float, float] | None:
     """When it was started and when finished."""
-    start, end = _seconds(receipt.started), _seconds(receipt.finished)
+    start, end = seconds_of(receipt.started), seconds_of(receipt.finished)
     return (start, max(start, end)) if start is not None and end is not None else None
-
-
-def _seconds(moment: str | None) -> float | None:
-    with suppress(TypeError, ValueError):
-        return datetime.fromisoformat(moment or "").timestamp()
-    return None
 
 
 def _covered(spans: Iterable[tuple[float, float]]) -> float:

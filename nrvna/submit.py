@@ -18,9 +18,10 @@ from os.path import join
 from typing import TYPE_CHECKING
 
 from nrvna import __version__
-from nrvna.errors import JobError, JobNotFoundError, SubmitError
+from nrvna.errors import JobError, JobNotFoundError, JsonError, SubmitError
 from nrvna.files import as_json, is_folder, make_folder, move, read_text, remove, sync, sync_tree, write
 from nrvna.job import new_id, time_of, timestamp
+from nrvna.jsontext import MAX_DEPTH_OF_FILES, check_value
 from nrvna.order import MAX_ABOUT_BYTES, Order, check_prompt, encode_prompt, may_be_empty
 
 if TYPE_CHECKING:
@@ -49,7 +50,14 @@ def _contents(order: Order) -> tuple[bytes, bytes]:
 
         order = with_places(order)
         prompt = _checked(order)
-    about = as_json({"queued": timestamp(time.time()), "nrvna": __version__, **order.about()})
+    content = {"queued": timestamp(time.time()), "nrvna": __version__, **order.about()}
+    try:
+        check_value(content, MAX_DEPTH_OF_FILES)
+        about = as_json(content)
+    except JsonError as error:
+        raise JobError(f"what is asked beside the prompt {error}") from None
+    except (TypeError, ValueError) as error:
+        raise JobError(f"what is asked beside the prompt cannot be written as JSON: {error}") from None
     if len(about) > MAX_ABOUT_BYTES:
         raise JobError(f"what is asked beside the prompt has {len(about)} bytes: {MAX_ABOUT_BYTES} are allowed")
     return prompt, about

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from nrvna.errors import SettingError
+from nrvna.errors import JsonError, SettingError, shown
+from nrvna.jsontext import check_value, read_json
 
 ANSWER, EMBED, RERANK = "answer", "embed", "rerank"
 KINDS = (ANSWER, EMBED, RERANK)
@@ -67,7 +68,11 @@ class Task:
         known = {each.name for each in fields(cls)}
         for name in content:
             if name not in known:
-                raise SettingError(f"the job's task has no {name!r}: it can have {', '.join(sorted(known))}")
+                raise SettingError(f"the job's task has no {shown(name)}: it can have {', '.join(sorted(known))}")
+            try:
+                check_value(content[name])
+            except JsonError as error:
+                raise SettingError(f"the task's {name} {error}") from None
         task = cls(
             kind=_one_of(content, "kind", KINDS, ANSWER),
             system=_text(content, "system"),
@@ -110,7 +115,7 @@ def _text(content: Mapping[str, Any], name: str) -> str | None:
     value = content.get(name)
     if value is None:
         return None
-    if not isinstance(value, str) or "\0" in value or not _encodes(value):
+    if not _is_text(value):
         raise SettingError(f"the task's {name} must be text")
     return value or None
 
@@ -142,7 +147,7 @@ def _messages(content: object) -> tuple[tuple[str, str], ...]:
             raise SettingError(f"message {number} of the task must have a role and a content, both text")
         role, text = pair
         if role not in ROLES:
-            raise SettingError(f"message {number} of the task has the role {role!r}: it is {', '.join(ROLES)}")
+            raise SettingError(f"message {number} of the task has the role {shown(role)}: it is {', '.join(ROLES)}")
         messages.append((role, text))
     return tuple(messages)
 
@@ -161,8 +166,11 @@ def _schema(content: Mapping[str, Any]) -> str | None:
         return None
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
+            value = read_json(value)
+            check_value(value)
+        except JsonError as error:
+            raise SettingError(f"the task's json_schema {error}") from None
+        except ValueError as error:
             raise SettingError(f"the task's json_schema is no JSON: {error}") from None
     if not isinstance(value, Mapping | bool):
         raise SettingError("the task's json_schema must be a JSON object")
@@ -179,17 +187,9 @@ def _flag(content: Mapping[str, Any], name: str) -> bool:
 def _one_of(content: Mapping[str, Any], name: str, allowed: tuple[str, ...], default: str) -> str:
     value = content.get(name, default)
     if value not in allowed:
-        raise SettingError(f"the task's {name} is {value!r}, but must be {', '.join(allowed)}")
+        raise SettingError(f"the task's {name} is {shown(value)}, but must be {', '.join(allowed)}")
     return str(value)
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value and _encodes(value)
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(value, str) and "\0" not in value

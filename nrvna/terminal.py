@@ -5,12 +5,15 @@ What the environment says of the terminal, in variables that are all tools' alik
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
 _tool = "nrvna"
+# How the handler is called that writes what UTF-8 cannot hold.
+_HALVES = "nrvna.halves"
 
 
 def open_streams(tool: str) -> None:
@@ -27,7 +30,19 @@ def open_streams(tool: str) -> None:
     if sys.stdout.isatty():
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     else:
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        codecs.register_error(_HALVES, _write_half)
+        sys.stdout.reconfigure(encoding="utf-8", errors=_HALVES)  # type: ignore[union-attr]
+
+
+def _write_half(error: UnicodeError) -> tuple[bytes, int]:
+    """What UTF-8 cannot hold: a byte of a name goes out as it came in, other halves of characters as escapes."""
+    assert isinstance(error, UnicodeEncodeError)
+    halves = error.object[error.start : error.end]
+    written = (
+        bytes([ord(half) - 0xDC00]) if "\udc80" <= half <= "\udcff" else half.encode(errors="backslashreplace")
+        for half in halves
+    )
+    return b"".join(written), error.end
 
 
 class Terminal(NamedTuple):

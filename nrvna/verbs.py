@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from datetime import datetime
 from os.path import join
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from nrvna.collect import DONE, FAILED, NOT_READY, worst
 from nrvna.errors import SubmitError
 from nrvna.files import is_folder
 from nrvna.finished import ask_again, remove_finished
-from nrvna.job import Job, JobState
+from nrvna.job import Job, JobState, seconds_of
 from nrvna.lease import cancel as cancel_jobs
 from nrvna.lease import recover
 from nrvna.selection import Glance, Selection, queued_at, select
@@ -305,8 +304,8 @@ def _run_purge(parser: Parser, options: argparse.Namespace, workspace: Workspace
 def _finished_at(workspace: Workspace, job: Job) -> float:
     """Seconds since the epoch."""
     receipt = workspace.receipt(job)
-    with suppress(TypeError, ValueError, AttributeError):
-        return datetime.fromisoformat(receipt.finished).timestamp()  # type: ignore[union-attr]
+    if receipt and (finished := seconds_of(receipt.finished)) is not None:
+        return finished
     with suppress(OSError):
         return os.stat(job.directory).st_mtime
     return time.time()

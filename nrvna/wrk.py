@@ -12,9 +12,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from nrvna.arguments import Parser
-from nrvna.errors import JobError, JobNotFoundError, NoFolderError, SettingError, WorkspaceError
+from nrvna.errors import JobError, JobNotFoundError, NoFolderError, SettingError, WorkspaceError, shown
 from nrvna.lines import read_given
-from nrvna.order import MAX_PROMPT_BYTES, Order, check_prompt, copies
+from nrvna.order import MAX_PROMPT_BYTES, MAX_TIMEOUT_S, Order, check_prompt, copies
 from nrvna.prompts import Part, compose, part_of_words
 from nrvna.terminal import abandon_stdout, open_streams
 from nrvna.workspace import Workspace
@@ -137,7 +137,7 @@ def read_orders(options: argparse.Namespace, workspace: Workspace, *, everything
     if options.timeout is not None:
         from nrvna.durations import parse_duration
 
-        timeout = parse_duration(options.timeout, "--timeout")
+        timeout = parse_duration(options.timeout, "--timeout", MAX_TIMEOUT_S)
     order = Order(
         b"",
         model=options.model,
@@ -157,7 +157,7 @@ def _whole_number(text: str, given_as: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise SettingError(f"{given_as} is {text!r}, but must be a whole number") from None
+        raise SettingError(f"{given_as} is {shown(text)}, but must be a whole number") from None
 
 
 def read_recipe(options: argparse.Namespace, orders: list[Order]) -> Recipe:

@@ -384,6 +384,26 @@ def test_the_age_is_since_a_job_was_queued(workspace: Workspace) -> None:
         assert state == "queued" and re.fullmatch(moments[name], age)
 
 
+@pytest.mark.parametrize("name", ["99999999-999999-999999-aaaaaa", "00000230-000000-000000-aaaaaa"])
+def test_a_folder_that_is_called_like_an_id_of_no_day_is_listed_like_any(workspace: Workspace, name: str) -> None:
+    by_hand(workspace, name)
+    for verb in ((), ("stats",), ("export",)):
+        done = command("flw", *verb, workspace.path)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert command("flw", workspace.path).stdout.startswith(f"{name}  queued")
+
+
+@pytest.mark.parametrize("queued", ["0001-01-01T00:00:00", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
+def test_a_job_that_says_that_it_was_queued_at_the_end_of_time_is_listed_like_any(
+    workspace: Workspace, queued: str
+) -> None:
+    by_hand(workspace, "mine")
+    (Path(workspace.path) / "input" / "mine" / "job.json").write_text(json.dumps({"queued": queued}))
+    done = command("flw", "--json", workspace.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)[0]["id"] == "mine"
+
+
 def test_a_running_job_shows_its_tokens_and_words_so_far(workspace: Workspace) -> None:
     workspace.submit("Tell me")
     lease = Lease(workspace, {"path": "m"})

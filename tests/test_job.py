@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nrvna.errors import JobNotFoundError
-from nrvna.job import Receipt, check_id, is_generated_id, new_id, order_of_time
+from nrvna.job import Receipt, check_id, is_generated_id, new_id, order_of_time, timestamp
 
 
 def test_ids_sort_in_the_order_they_were_made() -> None:
@@ -27,6 +27,12 @@ def test_a_new_id_is_a_valid_one() -> None:
 @given(st.integers(0, 4_000_000_000_000_000), st.integers(0, 4_000_000_000_000_000))
 def test_the_order_of_times_is_the_order_of_their_texts(one: int, other: int) -> None:
     assert (one < other) == (order_of_time(one) < order_of_time(other))
+
+
+@pytest.mark.parametrize("seconds", [-1e18, -62_135_596_801, 253_402_300_800, 1e18])
+def test_a_time_that_no_date_has_is_the_nearest_that_one_has(seconds: float) -> None:
+    assert timestamp(seconds) in ("0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.000Z")
+    assert order_of_time(int(seconds) * 1_000_000)[:8] in ("00010101", "99991231")
 
 
 @pytest.mark.parametrize("text", ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "a\0b", "a\nb", "x" * 201])

@@ -154,13 +154,28 @@ def test_a_job_whose_folder_was_removed_while_it_ran_is_nobodys_trouble(workspac
     assert workspace.jobs() == []
 
 
-@pytest.mark.parametrize("content", ['{"queued": "\\ud800"}', "[" * 200_000, "[]", "3", '{"queued": 5}', "", "\0"])
-def test_a_strange_job_json_does_no_harm(workspace: Workspace, lease: Lease, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"queued": "\\ud800"}', r"job\.json holds \\ud800, half a character"),
+        ('{"\\udcff": 1}', r"job\.json holds \\udcff, the byte 0xff, which is not UTF-8"),
+        ("[" * 200_000, r"job\.json is nested more than 100 deep"),
+        ('{"tags": ' + "[" * 900 + "]" * 900 + "}", r"job\.json is nested more than 100 deep"),
+        ("[]", r"job\.json is no JSON object"),
+        ("3", r"job\.json is no JSON object"),
+        ("", r"job\.json is no JSON object"),
+        ("\0", r"job\.json is no JSON object"),
+        ('{"queued": 5}', None),
+    ],
+)
+def test_a_strange_job_json_does_no_harm(
+    workspace: Workspace, lease: Lease, content: str, reason: str | None
+) -> None:
     folder = by_hand(workspace, "mine", b"prompt")
     (folder / "job.json").write_text(content)
     claim = claimed(lease)
-    if "queued" not in content:
-        with pytest.raises(JobError, match=r"job\.json is no JSON object"):
+    if reason:
+        with pytest.raises(JobError, match=reason):
             lease.prompt(claim)
     lease.finish(claim, "answer", receipt("mine")._replace(queued=claim.queued))
     assert workspace.answer(workspace.find("mine")) == "answer"

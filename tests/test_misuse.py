@@ -14,6 +14,8 @@ from nrvna.workspace import Workspace
 
 MODULES = {"wrk": "nrvna.wrk", "flw": "nrvna.flw", "nrvnad": "nrvna.daemon"}
 
+DEEP = "[" * 900 + "]" * 900
+
 # A call, and what its line must say beside the tool's name: the argument, and what is right.
 WRONG = {
     # wrk: where, and what
@@ -52,6 +54,9 @@ WRONG = {
     "wrk work Hi. --reasoning-budget -2": "--reasoning-budget is '-2' … from -1",
     "wrk work Hi. -n 0": "-n is '0' … from 1 to 1000",
     "wrk work Hi. -n five": "-n is 'five' … a whole number",
+    f"wrk work Hi. -n {'9' * 5000}": "-n is '999 … a whole number",
+    "wrk work Hi. --timeout 2000000d": "--timeout is '2000000d' … and 366d at most",
+    "wrk work Hi. --timeout 0": "the timeout is 0.0 … more than 0",
     # wrk: what is asked
     "wrk work Hi. --choices yes": "--choices: … two or more",
     "wrk work Hi. --choices ''": "--choices: … empty",
@@ -73,7 +78,27 @@ WRONG = {
     "wrk work Hi. --messages bad-schema.json": "--messages bad-schema.json: … must be a list",
     "wrk work Hi. --template-kwargs '[1]'": "--template-kwargs: … a JSON object",
     "wrk work Hi. --template-kwargs '{'": "--template-kwargs is no JSON",
+    f"wrk work Hi. --template-kwargs '{{\"a\": {DEEP}}}'": "--template-kwargs is nested more than 100 deep",
+    f"wrk work Hi. --schema '{{\"const\": {DEEP}}}'": "--schema is nested more than 100 deep",
+    f"wrk work Hi. --stop '{DEEP}'": "--stop is nested more than 100 deep",
+    f"NRVNA_SAMPLERS='{DEEP}' nrvnad m.gguf work": "NRVNA_SAMPLERS is nested more than 100 deep",
+    "wrk work Hi. --messages deep.json": "--messages deep.json is nested more than 100 deep",
     "wrk work Hi. --rerank empty.txt": "--rerank empty.txt is empty … each line",
+    # wrk: halves of characters, and bytes that are not UTF-8
+    r"""wrk work Hi. --stop '["\ud800"]'""": "--stop holds \\ud800, half a character",
+    "wrk work Hi. --stop a\udcff": "--stop holds \\udcff, the byte 0xff, which is not UTF-8",
+    r"""wrk work Hi. --logit-bias '{"\ud800": 1}'""": "--logit-bias holds \\ud800, half a character",
+    r"""wrk work Hi. --template-kwargs '{"a": "\ud800"}'""": "--template-kwargs: … template_kwargs holds \\ud800",
+    "wrk work Hi. --schema half.json": "--schema half.json: the schema holds \\ud83d, half a character",
+    "wrk work Hi. --messages half-said.json": "--messages half-said.json: … messages holds \\ud83d, half a",
+    "wrk work Hi. --choices a,\udcff": "choices holds \\udcff, the byte 0xff",
+    "wrk work Hi. --system \udcff": "system holds \\udcff, the byte 0xff",
+    "wrk work Hi. --lora \udcff": "lora holds \\udcff, the byte 0xff",
+    "wrk work Hi. --model \udcff": "model holds \\udcff, the byte 0xff",
+    "wrk work Hi. --tag \udcff": "the tag '\\udcff' must be a word",
+    "wrk work Hi. --key \udcff": "the key is '\\udcff', but must be text",
+    "wrk work Hi. --after \udcff": "'\\udcff' is no job id",
+    "wrk work \udcff": "the prompt is not UTF-8: byte 0xff",
     # wrk: batch files
     "wrk work --batch": "--batch: expected one argument",
     "wrk work --batch none.jsonl": "cannot read none.jsonl: No such file",
@@ -99,6 +124,7 @@ WRONG = {
     "flw work -n 5 -a": "-n and -a contradict each other",
     "flw work --timeout 5": "--timeout is for waiting … -w or -f",
     "flw -w work --timeout soon": "--timeout: it is 'soon' … a time, such as 90s",
+    "flw -w work --timeout 1000000d": "--timeout: it is '1000000d' … and 36525d at most",
     "flw work --json --jsonl": "--jsonl: not allowed with argument --json",
     "flw -f work ID ID2": "-f follows one job",
     "flw work cancel ID": "the verb comes first: flw cancel work",
@@ -117,11 +143,14 @@ WRONG = {
     "flw rm work nothing": "no job nothing in work",
     "flw purge work": "arguments are required: --older",
     "flw purge work --older 7": "--older: it is '7' … a unit: 7d",
+    "flw purge work --older 1000000w": "--older: it is '1000000w' … and 36525d at most",
     "flw purge work --older 7d --state queued": "only finished jobs are purged, not queued",
     "flw export work -o plain": "cannot write plain: Is a directory",
     "flw export work --format xml": "--format: invalid choice: 'xml'",
     "flw stats nowhere": "no workspace nowhere",
     "flw stats work --since then": "--since: it is 'then' … a time",
+    "flw stats work --since 1000000d": "--since: it is '1000000d' … and 36525d at most",
+    f"flw stats work --since {'9' * 5000}d": "--since: it is '999 … and 36525d at most",
     "flw stats work ID": "unrecognized arguments: ID",
     "flw --all-of-it work": "unrecognized arguments: --all-of-it",
     "flw --wait=1 work": "--wait … '1'",
@@ -148,6 +177,7 @@ WRONG = {
     "nrvnad m.gguf work --log-file none/log": "log file none/log: No such file",
     "nrvnad m.gguf work --log-file ''": "--log-file is '' … a path",
     "nrvnad --check": "MODEL",
+    f"nrvnad --tune m.gguf --within {'9' * 5000}": "--within is '999 … from 1 to 86400",
 }
 
 
@@ -167,6 +197,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "twice.jsonl": b'{"custom_id": "a"}\n{"custom_id": "a"}\n',
         "latin.txt": b"\xff",
         "bad.json": b"{bad",
+        "half.json": b'{"type": "object", "description": "bad \\ud83d emoji"}',
+        "half-said.json": b'[{"role": "user", "content": "bad \\ud83d emoji"}]',
+        "deep.json": DEEP.encode(),
         "bad-schema.json": b'{"type": "nonsense"}',
         "bad.gbnf": b'root := "a"',
     }.items():
@@ -174,7 +207,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("call", WRONG)
+@pytest.mark.parametrize("call", WRONG, ids=lambda call: call[:80])
 def test_a_wrong_call_is_answered_with_one_line(call: str, here: Path) -> None:
     words, environment = shlex.split(call), dict(os.environ)
     while "=" in words[0]:

@@ -6,12 +6,13 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from nrvna.batch.fields import Fields, RefusedError, shown
+from nrvna.batch.fields import Fields, RefusedError
 from nrvna.config import DRAWN_SEED, MAX_SEED, SETTINGS, of_copy
-from nrvna.errors import GrammarError, SettingError
+from nrvna.errors import GrammarError, JsonError, SettingError, shown
 from nrvna.grammar.choices import check_choices
 from nrvna.grammar.gbnf import check_gbnf
 from nrvna.grammar.schema import schema_to_gbnf
+from nrvna.jsontext import check_value, read_json
 from nrvna.order import Order
 from nrvna.task import ROLES, Task
 
@@ -93,6 +94,10 @@ def _settings(body: Fields) -> dict[str, Any]:
         elif field == "top_k" and value == -1:
             # How vLLM writes what is 0 here.
             value = 0
+        try:
+            check_value(value)
+        except JsonError as error:
+            raise RefusedError(f"{body.path(name)} {error}", param=body.path(name)) from None
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         # A single text may look like a list of them.
         text = value if isinstance(value, str) and field != "stop" else json.dumps(_listed(field, value))
@@ -268,7 +273,7 @@ def _check_constraint(place: str, about: dict[str, Any]) -> None:
 
 @lru_cache(maxsize=64)
 def _check_schema(text: str) -> None:
-    schema_to_gbnf(json.loads(text))
+    schema_to_gbnf(read_json(text))
 
 
 @lru_cache(maxsize=64)

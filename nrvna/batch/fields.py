@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from nrvna.errors import JobError
-
-_SHOWN = 60
+from nrvna.errors import JobError, shown
 
 
 class RefusedError(JobError):
@@ -87,9 +85,3 @@ class Fields:
             raise RefusedError(
                 f"{where} has no field {names}{more} that nrvna knows", "unknown_parameter", self.path(unknown[0])
             )
-
-
-def shown(value: object) -> str:
-    """A value in a complaint of one line."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from nrvna.errors import JobNotFoundError
 from nrvna.files import append, folders_in, make_folder, sync
+from nrvna.jsontext import read_json
 from nrvna.workspace import Workspace
 
 _PREFIX, _DIGITS = "batch_", 24
@@ -136,8 +137,8 @@ class Ledger:
     def _read(self, line: bytes) -> int | None:
         """Take in a line that is no entry; the number of one that is."""
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
+            content = read_json(line)
+        except ValueError:
             return None
         match content:
             case {"line": int() as number, "id": _}:
@@ -162,7 +163,7 @@ class Ledger:
             for line in sorted(self._places) if lines is None else lines:
                 if (place := self._places[line]) != file.tell():
                     file.seek(place)
-                yield Entry.read(json.loads(file.readline()))
+                yield Entry.read(read_json(file.readline()))
 
     def begin(self, head: Head) -> None:
         """Write down what it is about. Raises WorkspaceError."""

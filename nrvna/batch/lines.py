@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from nrvna.errors import JobError
+from nrvna.jsontext import read_json
 from nrvna.lines import Lines
 from nrvna.order import MAX_PROMPT_BYTES
 
@@ -69,7 +69,7 @@ def survey(file: BinaryIO) -> Survey:
 
 def _custom_id(line: bytes) -> str | None:
     try:
-        custom_id = json.loads(line.decode())["custom_id"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        custom_id = read_json(line.decode())["custom_id"]
+    except (ValueError, LookupError, TypeError):
         return None
     return custom_id if isinstance(custom_id, str) else None

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from nrvna.batch.chat import read_chat
 from nrvna.batch.embedding import read_embedding
-from nrvna.batch.fields import Fields, RefusedError, shown
+from nrvna.batch.fields import Fields, RefusedError
 from nrvna.batch.lines import MAX_LINE_BYTES
-from nrvna.errors import JobError, SettingError
+from nrvna.errors import JobError, JsonError, SettingError, shown
 from nrvna.files import as_json
+from nrvna.jsontext import read_json
 from nrvna.order import MAX_ABOUT_BYTES, Order, check_prompt, encode_prompt, may_be_empty
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
@@ -58,12 +59,14 @@ def _parsed(line: bytes) -> object:
     if len(line) > MAX_LINE_BYTES:
         raise RefusedError(f"it has more than the {MAX_LINE_BYTES} bytes allowed", "invalid_json_line")
     try:
-        return json.loads(line.decode())
+        return read_json(line.decode())
     except UnicodeDecodeError as error:
         reason = f"it is not UTF-8: byte {line[error.start]:#04x} at position {error.start}"
     except json.JSONDecodeError as error:
         reason = f"it is no JSON: {error.msg} at character {error.colno}"
-    except (ValueError, RecursionError) as error:
+    except JsonError as error:
+        reason = f"it {error}"
+    except ValueError as error:
         reason = f"it is no JSON: {error}"
     raise RefusedError(reason, "invalid_json_line")
 

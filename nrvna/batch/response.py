@@ -5,9 +5,7 @@ from __future__ import annotations
 import array
 import base64
 import hashlib
-import json
 import sys
-from datetime import datetime
 from enum import StrEnum
 from os.path import basename, join
 from typing import Any
@@ -16,7 +14,8 @@ from nrvna.batch.ledger import Entry, Ledger
 from nrvna.batch.request import EMBEDDINGS
 from nrvna.errors import JobNotFoundError
 from nrvna.files import is_folder
-from nrvna.job import Job, JobState, Receipt
+from nrvna.job import Job, JobState, Receipt, seconds_of
+from nrvna.jsontext import read_json
 from nrvna.workspace import Workspace
 
 # How OpenAI's API calls why an answer ends.
@@ -192,17 +191,14 @@ def _model(receipt: Receipt) -> str:
 
 
 def _seconds(receipt: Receipt) -> int:
-    try:
-        return int(datetime.fromisoformat(receipt.started or receipt.finished).timestamp())
-    except ValueError:
-        return 0
+    return int(seconds_of(receipt.started or receipt.finished) or 0)
 
 
 def _vector(answer: str) -> list[float]:
     """Raises _FailedError for what is none."""
     try:
-        vector = json.loads(answer)
-    except (ValueError, RecursionError):
+        vector = read_json(answer)
+    except ValueError:
         vector = None
     if not isinstance(vector, list) or not all(isinstance(number, int | float) for number in vector):
         raise _FailedError("answer_damaged", "the answer is no vector")

@@ -47,6 +47,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nrvna.jsontext import read_json
+
 
 @dataclass(frozen=True)
 class Share:
@@ -114,7 +116,7 @@ class Unpacker:
             return []
         lines[0] = b"".join([*self._rest, lines[0]])
         self._rest = [rest]
-        messages = [json.loads(line) for line in lines]
+        messages = [read_json(line) for line in lines]
         if not all(isinstance(message, dict) for message in messages):
             raise ValueError("a message is no JSON object")
         return messages

@@ -6,7 +6,6 @@ engine at work.
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from nrvna.engine.work import AnswerWork, ChoiceWork, Request, Work
 from nrvna.errors import JobError
 from nrvna.grammar.choices import check_choices
 from nrvna.grammar.schema import schema_to_gbnf
+from nrvna.jsontext import read_json
 
 
 class Reader:
@@ -53,7 +53,7 @@ class Reader:
 
     def _answer(self, request: Request) -> AnswerWork:
         task, asked = request.task, request.sampling
-        grammar = schema_to_gbnf(json.loads(task.json_schema)) if task.json_schema else task.grammar
+        grammar = schema_to_gbnf(read_json(task.json_schema)) if task.json_schema else task.grammar
         self._runner.check(asked, grammar)
         marks = None if task.raw else self._runner.prompts.reasoning
         opening = self._runner.prompts.tokens_of(marks.start) if grammar and marks else []

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from nrvna.errors import GrammarError
+from nrvna.errors import GrammarError, JsonError
+from nrvna.jsontext import check_value, read_json
 
 MAX_BYTES = 256 * 1024
-MAX_DEPTH = 100
 # Of a number.
 MAX_DIGITS = 100
 # References that follow upon each other.
@@ -68,15 +68,15 @@ def read_schema(text: str) -> object:
         raise GrammarError(f"{constant} is no number in JSON: remove it from the schema")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return read_json(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise GrammarError(f"line {error.lineno}, column {error.colno}: no JSON: {error.msg}") from None
     except GrammarError:
         raise
+    except JsonError as error:
+        raise GrammarError(f"the schema {error}") from None
     except ValueError:
         raise GrammarError("a number in the schema has too many digits: write a shorter one") from None
-    except RecursionError:
-        raise GrammarError(f"the schema is nested more than {MAX_DEPTH} deep: make it flatter") from None
 
 
 class Document:
@@ -198,17 +198,19 @@ def identity(value: object) -> object:
 
 
 def _check_json(schema: object) -> None:
-    todo: list[tuple[Any, int]] = [(schema, 0)]
+    try:
+        check_value(schema)
+    except JsonError as error:
+        raise GrammarError(f"the schema {error}") from None
+    todo: list[Any] = [schema]
     while todo:
-        value, depth = todo.pop()
-        if depth > MAX_DEPTH:
-            raise GrammarError(f"the schema is nested more than {MAX_DEPTH} deep: make it flatter")
+        value = todo.pop()
         if isinstance(value, dict):
             if not all(isinstance(key, str) for key in value):
                 raise GrammarError("the keys of a schema are texts: others are no JSON")
-            todo += [(item, depth + 1) for item in value.values()]
+            todo += value.values()
         elif isinstance(value, list):
-            todo += [(item, depth + 1) for item in value]
+            todo += value
         elif isinstance(value, float):
             if value - value != 0:
                 raise GrammarError(f"{value} is no number in JSON: remove it from the schema")

@@ -291,7 +291,7 @@ def test_tools_that_may_not_be_used_are_no_obstacle() -> None:
     [
         (b"nonsense", "invalid_json_line", "it is no JSON: Expecting value at character 1"),
         (b'{"a": ', "invalid_json_line", "it is no JSON"),
-        (b"[" * 100_000, "invalid_json_line", "it is no JSON"),
+        (b"[" * 100_000, "invalid_json_line", "it is nested more than 100 deep"),
         (b'{"custom_id": "\xff"}', "invalid_json_line", "it is not UTF-8: byte 0xff"),
         (b"[1]", "invalid_type", "it must be a JSON object"),
         (b"{}", "missing_required_parameter", "custom_id is missing"),

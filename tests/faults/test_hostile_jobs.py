@@ -276,6 +276,27 @@ def served_by(
     daemon.kill()
 
 
+def test_what_is_nested_deep_fails_its_own_job_and_what_is_not_so_deep_is_answered(
+    served_by: tuple[DaemonProcess, Workspace],
+) -> None:
+    daemon, workspace = served_by
+    engine = daemon.engine_pid()
+    depths = (100, 101, 120, 500, 850, 900, 950, 990, 1500, 100_000)
+    for depth in depths:
+        variables = b'{"a":' * depth + b"1" + b"}" * depth
+        put(workspace, f"deep-{depth}", "Say hi.", Raw(b'{"task": {"template_kwargs": ' + variables + b"}}"))
+    jobs = [workspace.find(f"deep-{depth}") for depth in depths]
+    until(lambda: all(workspace.find(job.id).is_finished for job in jobs), "the end of all jobs", _PATIENCE_S)
+    assert daemon.engine_pids() == [engine], daemon.log[-3000:]
+    answered, *failed = [workspace.find(job.id) for job in jobs]
+    receipt = workspace.receipt(answered)
+    assert answered.state is JobState.DONE
+    assert receipt and receipt.task and list(receipt.task) == ["template_kwargs"]
+    for job in failed:
+        assert job.state is JobState.FAILED
+        assert "is nested more than 100 deep: make it flatter" in workspace.answer(job)
+
+
 @pytest.mark.slow
 def test_no_job_whatever_it_holds_keeps_a_good_one_from_its_answer_or_ends_the_engine(
     served_by: tuple[DaemonProcess, Workspace], rounds: Callable[..., int]
