@@ -311,8 +311,8 @@ def _texts(text: str) -> tuple[str, ...]:
 def _is_list(text: str) -> bool:
     """Whether it is a list in JSON: what but begins like one, as [/INST] does, is not."""
     try:
-        return isinstance(json.loads(text), list)
-    except (ValueError, RecursionError):
+        return isinstance(read_json(text), list)
+    except ValueError:
         return False
 
 
