@@ -75,6 +75,11 @@ def make_decoder(path: Path, *, pooling: int | None, context: int = 2048, tied: 
 
     ``tied``: it writes with the embeddings of its tokens, as small models do.
     """
+    write_gguf(path, *_decoder(pooling=pooling, context=context, tied=tied))
+    return path
+
+
+def _decoder(*, pooling: int | None, context: int = 2048, tied: bool = True) -> tuple[dict[str, Any], Arrays]:
     draw = _Draw(2)
     tensors = {"token_embd.weight": draw(len(VOCABULARY), WIDTH), "output_norm.weight": 1 + draw(WIDTH)}
     for layer in range(LAYERS):
@@ -91,8 +96,19 @@ def make_decoder(path: Path, *, pooling: int | None, context: int = 2048, tied: 
         head["qwen3.classifier.output_labels"] = ["yes", "no"]
     if not tied:
         tensors |= {"output.weight": draw(len(VOCABULARY), WIDTH)}
-    write_gguf(path, head | wordpiece(VOCABULARY), tensors)
-    return path
+    return head | wordpiece(VOCABULARY), tensors
+
+
+def make_parts(stem: Path, count: int) -> list[Path]:
+    """A decoder with random weights in several files, as llama.cpp's gguf-split writes them."""
+    head, tensors = _decoder(pooling=None)
+    parts = [stem.with_name(f"{stem.name}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    for index, part in enumerate(parts):
+        split: dict[str, Any] = {"split.no": np.uint16(index), "split.count": np.uint16(count)}
+        split |= {"split.tensors.count": np.int32(len(tensors))}
+        own = {name: tensors[name] for name in list(tensors)[index::count]}
+        write_gguf(part, split if index else head | split, own)
+    return parts
 
 
 def make_adapter(path: Path, *, seed: int = 3) -> Path:
