@@ -24,9 +24,9 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import platformdirs
@@ -37,6 +37,7 @@ from packages import ChecksumError, download
 from progress import CommandError, Step, run_logged
 
 from nrvna.config import llama_dir
+from nrvna.llama import processor
 from nrvna.llama.location import (
     DECLARATIONS,
     KERNELS,
@@ -196,7 +197,7 @@ class Builder:
         self._for = target
         self._jobs = jobs_for(target.backend, jobs)
         self._launcher = ccache()
-        self._objects = cache_root() / f"objects-{name}-{cpu_fingerprint()}"
+        self._objects = _objects_folder(name)
         self._target = root / name
         self._log = self._objects / "build.log"
 
@@ -214,10 +215,31 @@ class Builder:
         shutil.rmtree(self._objects, ignore_errors=True)
 
     def finished(self) -> Build | None:
-        """The library's finished build for this processor and with these options, if there is one."""
+        """The library's finished build for this processor and with these options, if there is one.
+
+        Says on standard error why one for another processor is not taken.
+        """
         build = Build.read(self._target)
-        options = tuple(cmake_options(self._for, self._source))
-        return build if build and build.cpu == cpu_fingerprint() and build.options == options else None
+        if not build or build.options != tuple(cmake_options(self._for, self._source)):
+            return None
+        misfit = build.misfit()
+        # Another compiler knows others of the same processor's.
+        if build.instructions and build.compiler == _compiler_version():
+            more = sorted(set(instructions()) - set(build.instructions))
+            misfit = misfit or (f"was built for a processor without {', '.join(more)}" if more else "")
+        if misfit:
+            print(f"llama.cpp in {self._target} {misfit}: building it again", file=sys.stderr)
+        return None if misfit else build
+
+    def note_instructions(self, build: Build) -> Build:
+        """Let a build from before they were recorded say which instruction sets it uses: this processor's."""
+        used = instructions()
+        if not used or not shutil.which(_compiler("CC")[0]):
+            return build
+        compile_processor(build.directory)
+        build = replace(build, instructions=used)
+        build.write()
+        return build
 
     def build_library(self) -> Build:
         """Compile libllama and put it in place with one rename, so that half a build is never taken for one."""
@@ -231,17 +253,19 @@ class Builder:
             for file in [path] if path.is_file() else path.glob("*.h"):
                 (staging / "include").mkdir(exist_ok=True)
                 shutil.copy2(file, staging / "include")
+        compile_processor(staging)
         build = Build(
             directory=staging,
             commit=self._source.commit,
             backend=self._for.backend,
             cpu=cpu_fingerprint(),
             built=datetime.now(UTC).isoformat(timespec="seconds"),
-            compiler=_output_of(*_compiler(), "--version").partition("\n")[0],
+            compiler=_compiler_version(),
             options=tuple(cmake_options(self._for, self._source)),
             toolkit=self._cuda.toolkit.version if self._cuda else "",
             architectures=self._cuda.architectures if self._cuda else (),
             launcher=self._launcher,
+            instructions=instructions(),
         )
         build.write()
         shutil.rmtree(self._target, ignore_errors=True)
@@ -344,6 +368,40 @@ def _what(peers: bool) -> str:
     return "llama.cpp's programs" if peers else "llama.cpp"
 
 
+def _objects_folder(name: str) -> Path:
+    """Where the object files of a build are, which are this processor's; also those from before it was asked."""
+    former = cache_root() / f"objects-{name}-{cpu_fingerprint()}"
+    used = ",".join(instructions())
+    if former.exists() or not used:
+        return former
+    return cache_root() / f"objects-{name}-{hashlib.sha256(used.encode()).hexdigest()[:12]}"
+
+
+@cache
+def instructions() -> tuple[str, ...]:
+    """The instruction sets of this processor that the compilers make use of; empty where they do not say."""
+    found: set[str] = set()
+    for language, name in (("CC", "c"), ("CXX", "c++")):
+        # What llama.cpp is compiled with.
+        native = _native() or ["-mcpu=native"]
+        macros = _output_of(*_compiler(language), *native, "-dM", "-E", "-x", name, os.devnull)
+        found |= set(processor.used_by(macros))
+    return tuple(sorted(found))
+
+
+def compile_processor(folder: Path) -> None:
+    """Compile what asks an x86 processor what it has, for all of them. Raises BuildError."""
+    if not processor.is_x86():
+        return
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".processor-") as scratch:
+        made = Path(scratch, processor.LIBRARY)
+        command = [*_compiler("CC"), "-std=gnu11", "-O2", "-shared", "-fPIC", str(processor.SOURCE), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BuildError(f"what asks the processor did not compile: {done.stderr[-2000:]}")
+        made.replace(folder / processor.LIBRARY)
+
+
 def compile_kernels(tree: Path, libraries: Path, target: Path, *more: str) -> None:
     """Compile nrvna's kernels against llama.cpp's source and built libraries, with ``more`` options for the compiler.
 
@@ -365,7 +423,7 @@ def compile_kernels(tree: Path, libraries: Path, target: Path, *more: str) -> No
 
 def _native() -> list[str]:
     """The option to compile for this very processor. Not every compiler knows it elsewhere than on x86."""
-    return ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
+    return ["-march=native"] if processor.is_x86() else []
 
 
 def _ninja_progress(line: str) -> str | None:
@@ -402,6 +460,10 @@ def _output_of(*command: str) -> str:
 def _compiler(language: str = "CXX") -> list[str]:
     """The compiler that CMake will take for C++, or for C (CC), with what may stand before it, such as ccache."""
     return os.environ.get(language, "").split() or [{"CXX": "c++", "CC": "cc"}[language]]
+
+
+def _compiler_version() -> str:
+    return _output_of(*_compiler(), "--version").partition("\n")[0]
 
 
 def check_system() -> None:
@@ -466,6 +528,8 @@ def build(options: argparse.Namespace, target: Target) -> Path:
             check_system()
         if not finished:
             finished = builder.build_library()
+        elif not finished.instructions:
+            finished = builder.note_instructions(finished)
         if not finished.module.exists():
             builder.build_module(finished)
         if options.peers and not builder.peers.exists():

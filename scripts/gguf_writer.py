@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 _ALIGNMENT = 32
 _U32, _F32, _BOOL, _STRING, _ARRAY, _I32 = 4, 6, 7, 8, 9, 5
+_INTEGERS = {np.dtype(np.uint16): 2, np.dtype(np.int32): _I32}
 # ggml's numbers for the elements' formats.
 _FORMATS = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(np.int32): 26}
 
@@ -31,8 +32,8 @@ class Streamed:
 
 
 def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, NDArray[Any] | Streamed]) -> None:
-    """Numbers are written as 32 bits: int as unsigned, in lists as signed. Arrays are float32, float16 or int32,
-    of shape (…, rows, row length), which the file names the other way round.
+    """Numbers are written as 32 bits, int as unsigned, in lists as signed; numpy's as they are. Arrays are float32,
+    float16 or int32, of shape (…, rows, row length), which the file names the other way round.
 
     Raises ValueError if a streamed tensor has more bytes, or fewer, than it said.
     """
@@ -67,6 +68,8 @@ def _write_data(file: BinaryIO, name: str, tensor: NDArray[Any] | Streamed) -> N
 def _value(value: Any) -> bytes:
     if isinstance(value, bool):
         return struct.pack("<I?", _BOOL, value)
+    if isinstance(value, np.integer):
+        return struct.pack("<I", _INTEGERS[value.dtype]) + value.tobytes()
     if isinstance(value, int):
         return struct.pack("<II", _U32, value)
     if isinstance(value, float):

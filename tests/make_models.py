@@ -92,7 +92,13 @@ def make_decoder(
 
     ``tied``: it writes with the embeddings of its tokens, as small models do. ``tokenizer`` is another's metadata.
     """
-    tokenizer = tokenizer or wordpiece(VOCABULARY)
+    write_gguf(path, *_decoder(tokenizer or wordpiece(VOCABULARY), pooling=pooling, context=context, tied=tied))
+    return path
+
+
+def _decoder(
+    tokenizer: dict[str, Any], *, pooling: int | None, context: int = 2048, tied: bool = True
+) -> tuple[dict[str, Any], Arrays]:
     size = len(tokenizer["tokenizer.ggml.tokens"])
     draw = _Draw(2)
     tensors = {"token_embd.weight": draw(size, WIDTH), "output_norm.weight": 1 + draw(WIDTH)}
@@ -110,8 +116,19 @@ def make_decoder(
         head["qwen3.classifier.output_labels"] = ["yes", "no"]
     if not tied:
         tensors |= {"output.weight": draw(size, WIDTH)}
-    write_gguf(path, head | tokenizer, tensors)
-    return path
+    return head | tokenizer, tensors
+
+
+def make_parts(stem: Path, count: int) -> list[Path]:
+    """A decoder with random weights in several files, as llama.cpp's gguf-split writes them."""
+    head, tensors = _decoder(wordpiece(VOCABULARY), pooling=None)
+    parts = [stem.with_name(f"{stem.name}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    for index, part in enumerate(parts):
+        split: dict[str, Any] = {"split.no": np.uint16(index), "split.count": np.uint16(count)}
+        split |= {"split.tensors.count": np.int32(len(tensors))}
+        own = {name: tensors[name] for name in list(tensors)[index::count]}
+        write_gguf(part, split if index else head | split, own)
+    return parts
 
 
 def like_gemma(vocabulary: Path, *others: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from make_models import make_parts
 from processes import DaemonProcess, command, until
 
 from nrvna.job import JobState
@@ -232,6 +233,27 @@ def test_check_of_no_model_exits_1_with_the_reason(tmp_path: Path) -> None:
         done = command("daemon", "--check", path)
         assert (done.returncode, done.stdout.count("\n"), done.stderr) == (1, 1, "")
         assert reason in done.stdout
+
+
+def test_check_names_the_part_of_a_model_that_is_missing(model_file: Path, tmp_path: Path) -> None:
+    first, second, _ = make_parts(tmp_path / "parts", 3)
+    assert "will work" in command("daemon", "--check", first).stdout
+    second.unlink()
+    # What is named as a part counts as one, whatever is in it.
+    alone = tmp_path / "alone-00001-of-00002.gguf"
+    alone.symlink_to(model_file)
+    for path, missing in ((first, second.name), (alone, "alone-00002-of-00002.gguf")):
+        done = command("daemon", "--check", path)
+        assert done.returncode == 1
+        assert done.stdout.startswith(f"verdict       will not work: {path} is one of ")
+        assert f", and {missing} is missing in that folder: download all parts" in done.stdout
+        assert done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+def test_check_says_of_settings_that_are_too_large_together_that_they_are(model_file: Path) -> None:
+    done = command("daemon", "--check", model_file, "--parallel", "256", "--ctx", "16777216")
+    assert done.returncode == 1
+    assert "will not work: 256 jobs of 16777216 tokens are more than llama.cpp counts" in done.stdout
 
 
 def test_the_result_is_the_text_and_the_receipt_is_json(served: Workspace) -> None:

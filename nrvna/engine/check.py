@@ -12,7 +12,7 @@ from nrvna.engine.layout import GPU_MICRO_BATCH
 from nrvna.engine.machine import available_memory
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.shape import choose_shape
-from nrvna.errors import NrvnaError, TemplateError
+from nrvna.errors import NrvnaError
 from nrvna.llama import Library, Model
 from nrvna.llama.gguf import parts_of
 from nrvna.llama.library import Device
@@ -32,13 +32,8 @@ def check_model(path: Path, config: Config) -> int:
     try:
         library = open_library(config)
         require_gpus(config)
-        model = Model(path, vocab_only=True)
-    except NrvnaError as error:
-        print(f"verdict       will not work: {error}")
-        return 1
-    try:
-        rows, problem = _judge(library, model, path, config)
-    except TemplateError as error:
+        rows, problem = _judge(library, Model(path, vocab_only=True), path, config)
+    except (NrvnaError, OSError) as error:
         print(f"verdict       will not work: {error}")
         return 1
     for name, value in rows.items():

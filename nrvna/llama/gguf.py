@@ -5,7 +5,10 @@ For files that llama.cpp would believe more than is good for the process. It is 
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 import struct
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -46,13 +49,22 @@ class Header:
     sizes: dict[str, int] = field(default_factory=dict, compare=False)
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, to be read. Raises OSError, also for a pipe or the like: what nobody writes is waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def read_header(path: Path, *, arrays: bool = False) -> Header:
     """``arrays`` keeps them in the metadata, as lists: a vocabulary's take tens of megabytes.
 
     Raises OSError if the file cannot be read and HeaderError if it is no GGUF file of today's versions.
     """
-    with path.open("rb") as file:
-        reader = _Reader(file, path.stat().st_size, arrays)
+    with open_file(path) as file:
+        reader = _Reader(file, os.fstat(file.fileno()).st_size, arrays)
         if reader.take(len(MAGIC)) != MAGIC:
             raise HeaderError("it does not begin with GGUF")
         version = reader.number("I")
@@ -65,9 +77,12 @@ def read_header(path: Path, *, arrays: bool = False) -> Header:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files of a model that is split into several, named after its first one; else the file alone."""
+    """The files of a model that is split into several, named after its first one; else the file alone.
+
+    It is the name that says so: some may not be there.
+    """
     match = _PART.fullmatch(path.name)
-    if not match:
+    if not match or not int(match[3]):
         return [path]
     stem, count = match[1], match[3]
     return [path.with_name(f"{stem}-{index:05}-of-{count}.gguf") for index in range(1, int(count) + 1)]

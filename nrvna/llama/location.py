@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import platformdirs
 
 from nrvna.errors import LibraryError
-from nrvna.llama import nvidia
+from nrvna.llama import nvidia, processor
 
 DECLARATIONS = Path(__file__).with_name("declarations.h")
 KERNELS_SOURCE = Path(__file__).with_name("kernels")
@@ -37,8 +37,9 @@ _TRY_PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Build:
-    """One finished build of llama.cpp. ``cpu`` is the fingerprint of the processor it was compiled for.
+    """One finished build of llama.cpp, for processors that have its ``instructions`` (see processor.py).
 
+    Older records have none: then ``cpu`` tells, a digest of what the kernel said of the processor that compiled it.
     Of a CUDA build, ``toolkit`` is CUDA's version, and ``architectures`` are the GPUs' as CMake names them.
     ``launcher`` is what stood before the compilers, such as ccache.
     """
@@ -53,6 +54,7 @@ class Build:
     toolkit: str = ""
     architectures: tuple[str, ...] = ()
     launcher: str = ""
+    instructions: tuple[str, ...] = ()
 
     @property
     def module(self) -> Path:
@@ -62,7 +64,16 @@ class Build:
     def write(self) -> None:
         """Write the manifest, which declares the build finished."""
         content = {key: value for key, value in asdict(self).items() if key != "directory"}
-        (self.directory / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
+        written = self.directory / f".{MANIFEST}.partial"
+        written.write_text(json.dumps(content, indent=2) + "\n")
+        written.replace(self.directory / MANIFEST)
+
+    def misfit(self) -> str:
+        """Why it would die of SIGILL here, as far as can be told; empty if it fits."""
+        if not self.instructions:
+            return "" if self.cpu == cpu_fingerprint() else "was built for another processor"
+        lacking = ", ".join(processor.missing(self.instructions, self.directory))
+        return f"was built for another processor, this one has no {lacking}" if lacking else ""
 
     @classmethod
     def read(cls, directory: Path) -> Build | None:
@@ -71,7 +82,7 @@ class Build:
             content = json.loads((directory / MANIFEST).read_text())
             names = {field.name for field in fields(cls)} & set(content)
             found: dict[str, Any] = {name: str(content[name]) for name in names}
-            for name in names & {"options", "architectures"}:
+            for name in names & {"options", "architectures", "instructions"}:
                 found[name] = tuple(content[name])
             return cls(directory=directory, **found)
         except (OSError, ValueError, KeyError, TypeError):
@@ -91,7 +102,7 @@ def module_name() -> str:
 
 
 def cpu_fingerprint() -> str:
-    """A digest of the processor's instruction sets: a library compiled for others would die of SIGILL."""
+    """A digest of the processor's instruction sets as the kernel lists them."""
     features = platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -179,8 +190,8 @@ def _staleness(build: Build) -> str:
     """Why a build must be made anew before it can be used; empty for one that is as it should be."""
     architectures = f" --cuda-arch {','.join(build.architectures)}" if build.architectures else ""
     where, again = build.directory, f"{BUILD_COMMAND} --backend {build.backend}{architectures}"
-    if build.cpu != cpu_fingerprint():
-        return f"llama.cpp in {where} was built for another processor; build it again with: {again}"
+    if misfit := build.misfit():
+        return f"llama.cpp in {where} {misfit}; build it again with: {again}"
     if not build.module.exists():
         return f"the llama.cpp build in {where} is of another version of nrvna; bring it up to date with: {again}"
     return ""

@@ -21,7 +21,7 @@ from nrvna.errors import (
     TokenizeError,
     speaks_of_memory,
 )
-from nrvna.llama.gguf import MAGIC
+from nrvna.llama.gguf import MAGIC, open_file, parts_of
 from nrvna.llama.handle import Handle
 from nrvna.llama.library import load_library
 from nrvna.llama.placement import read_placement
@@ -50,6 +50,8 @@ _RECOMMENDED: dict[str, tuple[str, Callable[[str], str | float]]] = {
 _CUT_SHORT = ("not within the file bounds", "failed to read")
 # What a KV cache can be kept in, and of how many numbers the blocks are that these formats know.
 KV_TYPES = {"f16": 1, "q8_0": 32, "q4_0": 32}
+# Of missing files.
+_MOST_NAMES = 4
 # Many models' pre-tokenizers are std::regex, which in libstdc++ recurses once for each character of a match, by 327
 # bytes as measured: a run of 26,000 letters overflows the usual 8 MiB, and the process dies.
 _STACK_A_CHARACTER = 512
@@ -540,11 +542,34 @@ class _Reporter:
 
 
 def check_file(path: Path) -> None:
-    """Raises ModelNotFoundError or ModelFormatError for what can be told without llama.cpp."""
+    """Raises ModelNotFoundError or ModelFormatError for what can be told without llama.cpp.
+
+    Of a model in several files, all of them are looked at.
+    """
+    _check_magic(path)
+    parts = parts_of(path)
+    if missing := [part.name for part in parts if not part.exists()]:
+        raise ModelNotFoundError(
+            f"{path} is one of {len(parts)} parts of a model, and {_are(missing)} missing in that folder: download "
+            "all parts; or, if this is a whole model, give it another name"
+        )
+    if path not in parts[:1]:
+        raise ModelFormatError(f"{path} is not the first part of its model: name {parts[0].name}")
+    for part in parts[1:]:
+        _check_magic(part)
+
+
+def _are(names: Sequence[str]) -> str:
+    if len(names) > _MOST_NAMES:
+        names = [*names[:_MOST_NAMES], f"{len(names) - _MOST_NAMES} more"]
+    return f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} are"
+
+
+def _check_magic(path: Path) -> None:
     try:
         if path.is_dir():
             raise ModelNotFoundError(f"{path} is a folder: name the .gguf file in it")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             magic = file.read(len(MAGIC))
     except ModelNotFoundError:
         raise

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from make_models import make_parts
 from numpy.typing import NDArray
 
 from nrvna.errors import (
@@ -22,7 +23,7 @@ from nrvna.errors import (
     TemplateError,
     TokenizeError,
 )
-from nrvna.llama import Batch, Context, Greedy, Model, Sampler, location, quantize
+from nrvna.llama import Batch, Context, Greedy, Model, Sampler, check_file, location, quantize
 
 TEXTS = ["Hello, world!", "  leading spaces", "naïve café — 東京 🦀", "tabs\tand\n\nnewlines\n", "x" * 5000]
 
@@ -121,6 +122,21 @@ def test_a_missing_model_is_an_error_of_its_own(tmp_path: Path) -> None:
 def test_a_folder_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="is a folder"):
         Model(tmp_path)
+
+
+def test_a_model_in_parts_is_looked_at_as_a_whole_before_it_is_loaded(tmp_path: Path) -> None:
+    parts = make_parts(tmp_path / "model", 7)
+    check_file(parts[0])
+    with pytest.raises(ModelFormatError, match=r"is not the first part .*: name model-00001-of-00007\.gguf$"):
+        check_file(parts[3])
+    parts[3].write_bytes(b"")
+    with pytest.raises(ModelFormatError, match=r"model-00004-of-00007\.gguf is empty"):
+        check_file(parts[0])
+    for part in parts[1:]:
+        part.unlink()
+    names = r"model-00002-of-00007\.gguf, .*, model-00005-of-00007\.gguf and 2 more are missing in that folder"
+    with pytest.raises(ModelNotFoundError, match=rf"is one of 7 parts of a model, and {names}"):
+        check_file(parts[0])
 
 
 def test_an_empty_model_is_an_error_of_its_own(tmp_path: Path) -> None:

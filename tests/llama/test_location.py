@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from build_llama import compile_processor, instructions
 from nvidia_driver import fake_cuda_library, fake_driver, without_driver
 
 from nrvna.errors import LibraryError
 from nrvna.llama.location import MANIFEST, Build, choose_build, cpu_fingerprint, find_build, module_name
+from nrvna.llama.processor import LIBRARY, is_x86, missing, used_by
 
 
 def make(
@@ -23,14 +25,26 @@ def make(
     cpu: str = "",
     module: bool = True,
     architectures: tuple[str, ...] = (),
+    instructions: tuple[str, ...] = (),
 ) -> Path:
     """A finished build, as far as the files tell."""
     folder = root / f"{built}-{backend}"
     folder.mkdir()
     toolkit = "13.0" if backend == "cuda" else ""
     build = Build(
-        folder, "0c1e5709", backend, cpu or cpu_fingerprint(), built, "cc", ("-DX=ON",), toolkit, architectures
+        folder,
+        "0c1e5709",
+        backend,
+        cpu or cpu_fingerprint(),
+        built,
+        "cc",
+        ("-DX=ON",),
+        toolkit,
+        architectures,
+        instructions=instructions,
     )
+    if instructions:
+        compile_processor(folder)
     if module:
         build.module.touch()
     build.write()
@@ -216,11 +230,12 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_manifest_from_before_there_was_cuda_is_read(tmp_path: Path) -> None:
     folder = make(tmp_path)
     content = json.loads((folder / MANIFEST).read_text())
-    for name in ("toolkit", "architectures", "launcher"):
+    for name in ("toolkit", "architectures", "launcher", "instructions"):
         del content[name]
     (folder / MANIFEST).write_text(json.dumps(content))
     build = Build.read(folder)
     assert build and (build.toolkit, build.architectures, build.launcher) == ("", (), "")
+    assert find_build(tmp_path) == build
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"commit": "x"}'])
@@ -244,6 +259,97 @@ def test_a_build_for_another_processor_is_not_loaded(tmp_path: Path) -> None:
     make(tmp_path, cpu="another")
     with pytest.raises(LibraryError, match="built for another processor; build it again with"):
         find_build(tmp_path)
+
+
+def test_a_build_whose_instructions_the_processor_has_is_taken_whatever_the_kernel_says_of_it(tmp_path: Path) -> None:
+    build = make(tmp_path, cpu="as an older kernel told", instructions=instructions())
+    assert instructions()
+    assert find_build(tmp_path).directory == build
+
+
+def with_another_cpuinfo(path: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that reads this file in place of /proc/cpuinfo."""
+    mount = 'mount --bind "$0" /proc/cpuinfo && exec "$@"'
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, path]
+    return subprocess.run([*unshare, *command], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or with_another_cpuinfo("/dev/null", "true").returncode != 0,
+    reason="nothing can be mounted over /proc/cpuinfo here",
+)
+@pytest.mark.parametrize("change", ["one more", "one less", "none"])
+def test_another_list_of_flags_by_the_kernel_is_no_other_processor(tmp_path: Path, change: str) -> None:
+    build = make(tmp_path, instructions=instructions())
+    told = Path("/proc/cpuinfo").read_text()
+    cpuinfo = tmp_path / "cpuinfo"
+    changed = {
+        "one more": told.replace(" fpu ", " fpu user_shstk "),
+        "one less": told.replace(" fpu ", " "),
+        "none": "",
+    }
+    assert changed[change] != told
+    cpuinfo.write_text(changed[change])
+    code = f"""
+from pathlib import Path
+from nrvna.llama.location import cpu_fingerprint, find_build
+print(cpu_fingerprint(), find_build(Path({str(tmp_path)!r})).directory)"""
+    done = with_another_cpuinfo(str(cpuinfo), sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    fingerprint, found = done.stdout.split()
+    assert fingerprint != cpu_fingerprint() and found == str(build)
+
+
+@pytest.mark.parametrize("lacking", ["avx2048", "dotprod" if is_x86() else "avx2"])
+def test_a_build_with_instructions_that_the_processor_has_not_names_them(tmp_path: Path, lacking: str) -> None:
+    make(tmp_path, instructions=(*instructions(), lacking))
+    with pytest.raises(LibraryError, match=f"another processor, this one has no {lacking}; build it again with"):
+        find_build(tmp_path)
+
+
+@pytest.mark.skipif(not is_x86(), reason="elsewhere the system says it")
+def test_a_processor_that_cannot_be_asked_is_another(tmp_path: Path) -> None:
+    build = make(tmp_path, instructions=("sse3", "ssse3"))
+    (build / LIBRARY).write_bytes(b"of another machine")
+    with pytest.raises(LibraryError, match="this one has no sse3, ssse3; build it again with"):
+        find_build(tmp_path)
+
+
+@pytest.mark.skipif(not is_x86(), reason="these are of x86")
+def test_the_processor_says_the_same_here_as_to_the_compiler(tmp_path: Path) -> None:
+    compile_processor(tmp_path)
+    assert missing(instructions(), tmp_path) == ()
+    known_to_all = (
+        "sse3",
+        "sse4_2",
+        "popcnt",
+        "avx",
+        "avx2",
+        "fma",
+        "f16c",
+        "bmi2",
+        "avx512f",
+        "avx512vl",
+        "xop",
+        "fma4",
+    )
+    assert missing(known_to_all, tmp_path) == tuple(name for name in known_to_all if name not in instructions())
+
+
+@pytest.mark.parametrize(
+    ("machine", "macros", "expected"),
+    [
+        ("x86_64", "#define __AVX2__ 1\n#define __AVX512F__ 1\n#define __FMA__ 1\n", ("avx2", "avx512f", "fma")),
+        ("x86_64", "#define __SSE4_1__ 1\n#define __FP_FAST_FMA 1\n#define __AMX_TILE__ 1\n", ("amx_tile", "sse4_1")),
+        ("aarch64", "#define __ARM_FEATURE_DOTPROD 1\n#define __ARM_NEON 1\n", ("dotprod",)),
+        ("riscv64", "#define __riscv_vector 1\n", ()),
+    ],
+)
+def test_instruction_sets_are_named_as_by_the_compilers_macros(
+    monkeypatch: pytest.MonkeyPatch, machine: str, macros: str, expected: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert used_by(macros) == expected
 
 
 def test_a_build_of_another_version_of_nrvna_says_so(tmp_path: Path) -> None:

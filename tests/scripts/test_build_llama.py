@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import build_llama
 import pytest
@@ -18,6 +21,10 @@ from cuda_toolkit import ToolkitError, find_nvcc
 from nvidia_tools import fake_nvcc, fake_nvidia_smi
 from packages import ChecksumError, check_sha256, sha256_of
 from processes import until
+
+from nrvna.config import llama_dir
+from nrvna.llama.location import MANIFEST, Build, find_build
+from nrvna.llama.processor import LIBRARY
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +81,73 @@ def test_a_second_run_finds_the_build_and_does_nothing() -> None:
     )
     assert Path(done.stdout.strip()).is_dir()
     assert "compiling" not in done.stderr and "fetching" not in done.stderr
+
+
+def copy_of_the_build(folder: Path) -> Path:
+    """The build that the tests use, as one of its own: nothing but its record is written to."""
+    build = find_build(llama_dir())
+    copy = folder / build.directory.name
+    copy.mkdir(parents=True)
+    for file in build.directory.iterdir():
+        if file.name != MANIFEST:
+            (copy / file.name).symlink_to(file)
+    replace(build, directory=copy).write()
+    return copy
+
+
+def test_a_build_from_before_instructions_were_recorded_is_kept_and_its_record_completed(
+    tmp_path: Path,
+) -> None:
+    copy = copy_of_the_build(tmp_path)
+    record = json.loads((copy / MANIFEST).read_text())
+    record.pop("instructions")
+    (copy / MANIFEST).write_text(json.dumps(record))
+    (copy / LIBRARY).unlink(missing_ok=True)
+    done = run("--backend", "cpu", "--target", str(tmp_path), env=dict(os.environ))
+    assert done.returncode == 0 and "compiling" not in done.stderr
+    build = Build.read(copy)
+    assert build and build.instructions == build_llama.instructions() and not build.misfit()
+    assert record.items() <= json.loads((copy / MANIFEST).read_text()).items()
+    # A kernel that says something else of the processor.
+    replace(build, cpu="another").write()
+    done = run("--backend", "cpu", "--target", str(tmp_path), env=dict(os.environ))
+    assert done.returncode == 0 and done.stderr == "llama.cpp is ready (0 s)\n"
+
+
+def builder_of(root: Path) -> build_llama.Builder:
+    return build_llama.Builder(build_llama.PinnedSource(build_llama.Pin.read()), Target("cpu"), root, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"instructions": ("avx2048",)}, "was built for another processor, this one has no avx2048"),
+        ({"instructions": (), "cpu": "another"}, "was built for another processor"),
+        ({"instructions": build_llama.instructions()[1:]}, "was built for a processor without "),
+    ],
+)
+def test_why_a_build_for_another_processor_is_made_anew_is_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], said: str
+) -> None:
+    build = Build.read(copy_of_the_build(tmp_path))
+    assert build
+    build = replace(build, compiler=build_llama._compiler_version(), **change)
+    (build.directory / LIBRARY).unlink(missing_ok=True)
+    build_llama.compile_processor(build.directory)
+    build.write()
+    assert builder_of(tmp_path).finished() is None
+    line = capsys.readouterr().err
+    assert line.startswith(f"llama.cpp in {build.directory} {said}")
+    assert line.endswith(": building it again\n") and line.count("\n") == 1
+
+
+def test_another_compiler_is_no_reason_to_build_again(tmp_path: Path) -> None:
+    build = Build.read(copy_of_the_build(tmp_path))
+    assert build
+    (build.directory / LIBRARY).unlink(missing_ok=True)
+    build_llama.compile_processor(build.directory)
+    replace(build, compiler="cc 1.0", instructions=build_llama.instructions()[1:]).write()
+    assert builder_of(tmp_path).finished()
 
 
 def test_a_source_that_is_no_checkout_is_said_in_one_line(tmp_path: Path) -> None:
