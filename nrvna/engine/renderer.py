@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nrvna.engine.reasoning import Reasoning, find_reasoning
 from nrvna.engine.template import ChatTemplate, TemplateLimitError
 from nrvna.errors import TemplateError
 from nrvna.llama import Model, chat_template_families
+from nrvna.llama.gguf import open_file
 
 log = logging.getLogger("nrvna.engine")
 
@@ -69,13 +71,15 @@ class Renderer:
             return "override"
         path = Path(chat_template)
         try:
-            with path.open(encoding="utf-8") as file:
+            with TextIOWrapper(open_file(path), encoding="utf-8") as file:
                 source = file.read(_LONGEST_TEMPLATE + 1)
         except FileNotFoundError:
             raise TemplateError(
                 f"no chat template {chat_template}: name a file, or one of llama.cpp's: {', '.join(families)}"
             ) from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise TemplateError(f"cannot read the chat template {path}: {error.strerror}") from error
+        except ValueError as error:
             raise TemplateError(f"cannot read the chat template {path}: {error}") from error
         if len(source) > _LONGEST_TEMPLATE:
             raise TemplateError(f"{path} is no chat template: it has more than {_LONGEST_TEMPLATE} characters")
