@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 from nrvna import __version__, logs
 from nrvna.arguments import Parser
 from nrvna.config import SETTINGS, Config, add_options, from_environment
-from nrvna.engine.protocol import pack
-from nrvna.environment import engine_environment
+from nrvna.engine.process import run_engine
 from nrvna.errors import ModelNotFoundError, NoFolderError, NrvnaError, SettingError, WorkspaceError, shown
 from nrvna.placement import first_place
 from nrvna.service import Starter, log_to
@@ -52,13 +50,10 @@ def run_in_foreground(model: Path, workspace: Workspace, config: Config) -> int:
 
 def check(model: Path, config: Config) -> int:
     """Print whether a model will work here; 0 if so, else 1."""
-    command = [sys.executable, "-P", "-m", "nrvna.engine", "--check"]
-    request = pack({"path": str(model), "config": config.to_dict()})
     try:
-        done = subprocess.run(command, input=request, env=engine_environment(config), process_group=0, check=False)
+        return 1 if run_engine("--check", config, path=str(model)).returncode else 0
     except KeyboardInterrupt:
         return 130
-    return 1 if done.returncode else 0
 
 
 EPILOG = """\

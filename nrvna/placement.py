@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -14,13 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nrvna.config import ALL_GPUS, Config, gpu_groups
-from nrvna.engine.protocol import pack
-from nrvna.environment import engine_environment
+from nrvna.engine.process import run_engine
 from nrvna.errors import EngineError, SettingError
 
 log = logging.getLogger("nrvna")
 
-_LIST_DEVICES = (sys.executable, "-P", "-m", "nrvna.engine", "--devices")
 # What a model takes on GPUs beside its weights: KV cache in proportion to them, and room to compute on each.
 _BESIDE_WEIGHTS = 1.15
 _BESIDE_EACH_BYTES = 512 * 1024 * 1024
@@ -83,11 +80,7 @@ def _groups(model: Path, config: Config) -> list[str]:
 
 
 def _visible_gpus(config: Config) -> dict[str, Any]:
-    environment = engine_environment(replace(config, gpus=ALL_GPUS))
-    request = pack({"config": config.to_dict()})
-    done = subprocess.run(
-        _LIST_DEVICES, input=request, stdout=subprocess.PIPE, env=environment, process_group=0, check=False
-    )
+    done = run_engine("--devices", replace(config, gpus=ALL_GPUS), subprocess.PIPE)
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

@@ -471,6 +471,8 @@ def fingerprint(model: Path) -> dict[str, Any]:
         raise ModelNotFoundError(f"no model file {model}: {error.strerror}") from error
     if stat.S_ISDIR(about.st_mode):
         raise ModelNotFoundError(f"{model} is a folder: name the .gguf file in it")
+    if not stat.S_ISREG(about.st_mode):
+        raise ModelNotFoundError(f"{model} is no regular file: name a .gguf file")
     return {"path": str(model.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
 
 

@@ -34,7 +34,7 @@ from build_target import Cuda, Target, TargetError, choose_targets
 from compile_plan import Work, jobs_for
 from cuda_toolkit import ToolkitError
 from packages import ChecksumError, download
-from progress import CommandError, Step, run_logged
+from progress import CommandError, Step, run_compiler, run_logged
 
 from nrvna.config import llama_dir
 from nrvna.llama import processor
@@ -396,7 +396,7 @@ def compile_processor(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".processor-") as scratch:
         made = Path(scratch, processor.LIBRARY)
         command = [*_compiler("CC"), "-std=gnu11", "-O2", "-shared", "-fPIC", str(processor.SOURCE), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_compiler(command)
         if done.returncode:
             raise BuildError(f"what asks the processor did not compile: {done.stderr[-2000:]}")
         made.replace(folder / processor.LIBRARY)
@@ -414,7 +414,7 @@ def compile_kernels(tree: Path, libraries: Path, target: Path, *more: str) -> No
         includes = [f"-I{tree / 'ggml' / folder}" for folder in ("include", "src", "src/ggml-cpu")]
         linked = [f"-L{libraries}", "-lggml-cpu", "-lggml-base", "-ldl", "-lm", "-Wl,-rpath,$ORIGIN"]
         command = [*_compiler("CC"), *options, *sources, *includes, *linked, "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_compiler(command)
         if done.returncode:
             raise BuildError(f"nrvna's kernels did not compile: {done.stderr[-2000:]}")
         # An engine may have the former one loaded.

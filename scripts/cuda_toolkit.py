@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from progress import run_compiler
+
 # The oldest whose compiler knows C++17, which ggml is written in.
 OLDEST = (11, 0)
 # Where distributions and NVIDIA's installer put toolkits.
@@ -156,7 +158,7 @@ class Toolkit:
             source = Path(scratch, "trial.cu")
             source.write_text(_TRIAL)
             command = [str(self.nvcc), *flags, *host, *parts.flags, "-c", str(source), "-o", f"{source}.o"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = run_compiler(command)
         if not done.returncode:
             return
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]

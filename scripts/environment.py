@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from progress import CommandError, Step, run_logged
+from progress import CommandError, Step, ends_with_us, run_logged
 
 ROOT = Path(__file__).parents[1]
 VENV = ROOT / ".venv"
@@ -55,7 +55,8 @@ def _run(name: str, command: list[str], step: Step, hint: str) -> None:
 
 def run_step(name: str, command: list[str | Path], hint: str) -> None:
     """Run one of the checkout's own commands, its output left as it is. Raises SetupError if it fails."""
-    code = subprocess.run([str(part) for part in command], cwd=ROOT, check=False).returncode
+    words = [str(part) for part in command]
+    code = subprocess.run(words, cwd=ROOT, check=False, preexec_fn=ends_with_us()).returncode
     if code == -2 or code == 130:
         raise KeyboardInterrupt
     if code:

@@ -1,16 +1,25 @@
-"""Progress of a long step: one line that rewrites itself on a terminal, a line now and then elsewhere."""
+"""Progress of a long step: one line that rewrites itself on a terminal, a line now and then elsewhere.
+
+And the commands that such steps run, none of which outlives this process.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 _QUIET_INTERVAL_S = 10.0
+# From linux/prctl.h.
+_PR_SET_PDEATHSIG = 1
 
 
 class Step:
@@ -57,6 +66,40 @@ class CommandError(Exception):
         self.log = log
 
 
+def ends_with_us() -> Callable[[], None] | None:
+    """For a command's ``preexec_fn``: what ends this process ends the command too, where the kernel sees to it."""
+    if sys.platform != "linux":
+        return None
+    return partial(_end_with, os.getpid(), ctypes.CDLL(None))
+
+
+def _end_with(parent: int, system: ctypes.CDLL) -> None:
+    system.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run_compiler(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a compiler, its output kept. What ends the waiting, such as Ctrl-C, ends it with all that it started."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        process_group=0,
+        preexec_fn=ends_with_us(),
+    ) as process:
+        try:
+            output, errors = process.communicate()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
 def run_logged(
     command: Sequence[str],
     log: Path,
@@ -82,6 +125,7 @@ def run_logged(
             errors="replace",
             cwd=cwd,
             env=env,
+            preexec_fn=ends_with_us(),
         ) as process,
     ):
         assert process.stdout is not None

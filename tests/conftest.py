@@ -37,6 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Whatever asks for the end of the tests is not to leave their daemons behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.addinivalue_line("markers", "slow: takes seconds; left out of a run of everything unless it is asked for")
     # What is named is wanted, however long it takes. Workers of xdist are told what was decided.
     names_some = config.option.keyword or config.args_source is not pytest.Config.ArgsSource.TESTPATHS

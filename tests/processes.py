@@ -74,6 +74,19 @@ def limit_growth(pid: int, slack: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is more than a number that nobody has asked about its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children_of(pid: int) -> list[int]:
+    """In the order in which they were started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class DaemonProcess:
     """``nrvnad`` as a process of its own, with its log in a file and so many bytes of ``address_space``."""
 
@@ -120,8 +133,7 @@ class DaemonProcess:
 
     def engine_pids(self) -> list[int]:
         """Where there are several, in the order in which they were started."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in children]
+        return children_of(self.process.pid)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Ask it to end, and return its exit code."""

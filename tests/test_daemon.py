@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from make_models import make_parts
-from processes import DaemonProcess, command, until
+from processes import DaemonProcess, children_of, command, is_running, until
 
 from nrvna.job import JobState
 from nrvna.workspace import Workspace
@@ -248,6 +250,65 @@ def test_check_names_the_part_of_a_model_that_is_missing(model_file: Path, tmp_p
         assert done.stdout.startswith(f"verdict       will not work: {path} is one of ")
         assert f", and {missing} is missing in that folder: download all parts" in done.stdout
         assert done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+def test_what_is_no_file_is_refused_at_once_as_a_model_or_beside_one(tmp_path: Path, model_file: Path) -> None:
+    pipe = tmp_path / "pipe.gguf"
+    os.mkfifo(pipe)
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.bind(str(tmp_path / "socket.gguf"))
+    for way in (["--check"], ["--tune"], []):
+        workspace = [] if way else [tmp_path / "workspace"]
+        for path in (pipe, tmp_path / "socket.gguf", Path("/dev/zero")):
+            done = command("daemon", *way, path, *workspace)
+            assert done.returncode == (1 if way else 2)
+            assert str(path) in done.stdout + done.stderr and "Traceback" not in done.stderr
+    done = command("daemon", "--check", model_file, "--chat-template", pipe)
+    assert done.stdout.endswith(f"will not work: cannot read the chat template {pipe}: it is no regular file\n")
+    done = command("daemon", model_file, tmp_path / "workspace", "--lora", f"a={pipe}")
+    assert done.returncode == 1 and f"cannot read the adapter {pipe}: it is no regular file" in done.stderr
+
+
+def stopped_child(process: subprocess.Popen[bytes]) -> int:
+    """The first child of a process, which does not come to notice anything by itself any more."""
+    until(lambda: bool(children_of(process.pid)), "a child")
+    [child] = children_of(process.pid)
+    until(lambda: b"libllama" in Path(f"/proc/{child}/maps").read_bytes(), "llama.cpp in it")
+    os.kill(child, signal.SIGSTOP)
+    return child
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process that is stopped does not notice")
+@pytest.mark.parametrize(
+    ("way", "number"),
+    [
+        ("--check", signal.SIGTERM),
+        ("--check", signal.SIGKILL),
+        ("--tune", signal.SIGTERM),
+        # A daemon that is asked to end waits for what it has begun.
+        ("--gpus=all", signal.SIGKILL),
+    ],
+)
+def test_no_child_outlives_the_command_that_started_it(
+    way: str, number: signal.Signals, model_file: Path, tmp_path: Path
+) -> None:
+    words = [way, str(model_file)] + ([str(tmp_path / "workspace")] if "=" in way else [])
+    # As nohup does: else the system ends what is stopped once its parent is gone.
+    with subprocess.Popen(
+        ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, "-m", "nrvna.daemon", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        child = stopped_child(process)
+        process.send_signal(number)
+        try:
+            process.wait(10)
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGSTOP)
+            until(lambda: not is_running(child), "the end of its child", 5)
+        finally:
+            if is_running(child):
+                os.kill(child, signal.SIGKILL)
 
 
 def test_check_says_of_settings_that_are_too_large_together_that_they_are(model_file: Path) -> None:

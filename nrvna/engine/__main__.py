@@ -9,6 +9,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +38,8 @@ _PR_SET_PDEATHSIG = 1
 _GO_PATIENCE_S = 0.002
 # How long the first jobs of a pile wait for others that are being read.
 _READING_PATIENCE_S = 0.2
+# How soon after its parent a process that checks a model ends.
+_WATCH_EVERY_S = 0.5
 # The most that a thread at work on a prompt, in Python, keeps one that has just computed a step from going on.
 _SWITCH_S = 0.001
 # Steps of a pile after which it is said where their time went.
@@ -209,12 +212,26 @@ def _hear(engines: list[Engine | Vectors], intake: Intake, message: dict[str, An
 
 def _die_with_parent() -> None:
     """Where the kernel can see to it: stopped or busy, this process would not notice that its stdin has ended."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _request() -> dict[str, Any]:
+    """All that stdin brings, for what is done once. Ends the process if whoever asked is there no more."""
+    requests = Unpacker().feed(sys.stdin.buffer.read())
+    parent = requests[0].get("parent", os.getppid()) if requests else None
     if os.getppid() != parent:
         os._exit(1)
+    if sys.platform != "linux":
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    return requests[0]
+
+
+def _watch(parent: int) -> None:
+    """End with the parent, where the kernel does not see to it."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_EVERY_S)
+    os._exit(1)
 
 
 def _configure_logging(config: Config, name: str = "") -> None:
@@ -226,14 +243,14 @@ def _configure_logging(config: Config, name: str = "") -> None:
 
 
 def main(argv: list[str]) -> int:
-    if argv[:1] == ["--check"]:
-        first = Unpacker().feed(sys.stdin.buffer.read())[0]
-        config = Config.from_dict(first["config"])
-        _configure_logging(config)
-        return check_model(Path(first["path"]), config)
-    if argv[:1] == ["--devices"]:
-        return list_devices(Config.from_dict(Unpacker().feed(sys.stdin.buffer.read())[0]["config"]))
     _die_with_parent()
+    if argv[:1] == ["--check"]:
+        request = _request()
+        config = Config.from_dict(request["config"])
+        _configure_logging(config)
+        return check_model(Path(request["path"]), config)
+    if argv[:1] == ["--devices"]:
+        return list_devices(Config.from_dict(_request()["config"]))
     return serve(Channel())
 
 

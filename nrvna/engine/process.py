@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 from nrvna import logs
@@ -24,6 +25,18 @@ _PIPE_BYTES = 1 << 16
 _TAIL_BYTES = 4096
 _TAIL_LINES = 12
 _EXIT_PATIENCE_S = 5.0
+
+
+def run_engine(option: str, config: Config, stdout: int | None = None, **about: Any) -> CompletedProcess[bytes]:
+    """Let an engine's process do the one thing that its option names, ``about`` what, and wait for its end.
+
+    It ends with this process, and when the waiting is interrupted. Raises OSError if it cannot be started.
+    """
+    request = pack({"config": config.to_dict(), "parent": os.getpid(), **about})
+    environment = engine_environment(config)
+    return subprocess.run(
+        [*COMMAND, option], input=request, stdout=stdout, env=environment, process_group=0, check=False
+    )
 
 
 class EngineProcess:

@@ -15,6 +15,7 @@ from nrvna.engine.template import ChatTemplate, TemplateLimitError
 from nrvna.errors import TemplateError
 from nrvna.lines import read_given
 from nrvna.llama import Model, chat_template_families
+from nrvna.llama.gguf import open_file
 
 log = logging.getLogger("nrvna.engine")
 
@@ -70,14 +71,14 @@ class Renderer:
             return "override"
         path = Path(chat_template)
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 data = read_given(file, _LONGEST_TEMPLATE)
         except FileNotFoundError:
             raise TemplateError(
                 f"no chat template {chat_template}: name a file, or one of llama.cpp's: {', '.join(families)}"
             ) from None
         except OSError as error:
-            raise TemplateError(f"cannot read the chat template {path}: {error}") from error
+            raise TemplateError(f"cannot read the chat template {path}: {error.strerror}") from error
         if len(data) > _LONGEST_TEMPLATE:
             raise TemplateError(f"{path} is no chat template: it has more than {_LONGEST_TEMPLATE} bytes")
         try:

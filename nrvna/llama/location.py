@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -30,8 +31,20 @@ BUILD_COMMAND = "python scripts/build_llama.py"
 # In the order in which they are preferred, where their devices are there.
 GPU_BACKENDS = ("cuda", "metal")
 _CUDA_LIBRARY = "libggml-cuda.so"
-# Loads a library and says why it cannot; mapping cuBLAS takes a while on a cold disk.
-_TRY = "import ctypes, sys\ntry:\n    ctypes.CDLL(sys.argv[1])\nexcept OSError as error:\n    sys.exit(str(error))"
+# Loads a library and says why it cannot; mapping cuBLAS takes a while on a cold disk. It ends with whoever asked: 1
+# is PR_SET_PDEATHSIG, 9 is SIGKILL.
+_TRY = """
+import ctypes, os, sys
+library, parent = sys.argv[1], int(sys.argv[2])
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != parent:
+    sys.exit("nobody asks any more")
+try:
+    ctypes.CDLL(library)
+except OSError as error:
+    sys.exit(str(error))
+"""
 _TRY_PATIENCE_S = 60.0
 
 
@@ -212,7 +225,7 @@ def _obstacle(build: Build) -> _Obstacle | None:
 
 def _trouble_loading(build: Build) -> str:
     """Why the build's CUDA library does not load, such as a cuBLAS that is missing; empty if it does."""
-    command = [sys.executable, "-I", "-S", "-c", _TRY, str(build.directory / _CUDA_LIBRARY)]
+    command = [sys.executable, "-I", "-S", "-c", _TRY, str(build.directory / _CUDA_LIBRARY), str(os.getpid())]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TRY_PATIENCE_S, check=False)
     except subprocess.TimeoutExpired:
