@@ -35,7 +35,7 @@ ALLOWED = {
     "order": {"job", "jsontext", "errors"},
     "parents": {"workspace", "job", "order", "files", "errors"},
     "priorities": {"workspace"},
-    "workspace": {"job", "order", "files", "submit", "progress", "errors"},
+    "workspace": {"job", "order", "files", "jsontext", "submit", "progress", "errors"},
     "submit": {"workspace", "job", "order", "files", "jsontext", "errors"},
     "lease": {"workspace", "parents", "priorities", "job", "order", "files", "progress", "jsontext", "errors"},
     "finished": {"lease", "submit", "workspace", "job", "files", "errors"},
