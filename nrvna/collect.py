@@ -151,7 +151,7 @@ def show_receipt(workspace: Workspace, job: Job) -> int:
     """How a finished job was answered, in JSON."""
     if not job.is_finished:
         return not_ready(workspace, job)
-    receipt = workspace.receipt(job)
+    receipt = workspace.receipt(job, whole=True)
     return _show_text(job, receipt.to_json() if receipt else "", "receipt")
 
 

@@ -44,7 +44,7 @@ def facts(glance: Glance, job: Job) -> dict[str, Any]:
     order = read_order(about)
     queued = queued_at(job, about)
     is_done, has_failed = job.state is JobState.DONE, job.state is JobState.FAILED
-    receipt = workspace.receipt(job) if job.is_finished else None
+    receipt = workspace.receipt(job, whole=True) if job.is_finished else None
     text = "" if job.state is JobState.QUEUED else workspace.answer(job)
     return {
         "id": job.id,

@@ -41,16 +41,14 @@ def read(path: str, limit: int) -> bytes:
 def read_from(path: str, offset: int, limit: int) -> tuple[int, int, bytes]:
     """For following a regular file that grows: its inode, its size in bytes, and what it holds from an offset on.
 
-    Raises OSError, or JobError if it is no file or that is more than ``limit`` bytes.
+    Of that no more than ``limit`` bytes: the rest another time. Raises OSError, or JobError if it is no file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             raise JobError(f"{basename(path)} is no regular file")
-        size = max(0, about.st_size - offset)
-        if size > limit:
-            raise JobError(f"{basename(path)} has {size} bytes more, and {limit} are allowed")
+        size = min(max(0, about.st_size - offset), limit)
         return about.st_ino, about.st_size, os.pread(descriptor, size, offset) if size else b""
     finally:
         os.close(descriptor)

@@ -92,7 +92,7 @@ class Job:
 
     def receipt(self, timeout: float | None = None) -> Receipt:
         """How it was answered, or failed: tokens, times, settings, why it ended."""
-        return self._receipt(self._finished(timeout))
+        return self._receipt(self._finished(timeout), whole=True)
 
     def reasoning(self, timeout: float | None = None) -> str:
         """What the model thought before it answered; empty where it did not."""
@@ -100,7 +100,9 @@ class Job:
 
     def probabilities(self, timeout: float | None = None) -> dict[str, float]:
         """Of each of the choices; empty where there were none. Raises JobFailedError."""
-        return self._judge(self._finished(timeout)).probabilities or {}
+        found = self._finished(timeout)
+        self._judge(found)
+        return self._receipt(found, whole=True).probabilities or {}
 
     def vector(self, timeout: float | None = None) -> list[float]:
         """What a job with ``embed=True`` made of its prompt: of length 1, as the numbers of float32 that they are.
@@ -124,13 +126,14 @@ class Job:
             raise SettingError(f"{self.id} ordered no documents: submit it with rerank=[...]")
         documents = task["documents"]
         places = {number: place for place, number in enumerate(Task.from_dict(task).document_numbers)}
-        ranking, rest = [], text
-        while rest:
-            score, number, rest = rest.split("\t", 2)
-            place = places[int(number)]
+        ranking, start = [], 0
+        while start < len(text):
+            after_score = text.index("\t", start)
+            after_number = text.index("\t", after_score + 1)
+            place = places[int(text[after_score + 1 : after_number])]
+            ranking.append(Ranked(float(text[start:after_score]), place, documents[place]))
             # A document may have tabs and line breaks of its own.
-            ranking.append(Ranked(float(score), place, documents[place]))
-            rest = rest[len(documents[place]) + 1 :]
+            start = after_number + 1 + len(documents[place]) + 1
         return ranking
 
     def so_far(self) -> str:
@@ -210,8 +213,8 @@ class Job:
             raise self._damage("has another answer than the one that its receipt was written for")
         return receipt
 
-    def _receipt(self, found: Found) -> Receipt:
-        receipt = self._view.folder.receipt(found)
+    def _receipt(self, found: Found, *, whole: bool = False) -> Receipt:
+        receipt = self._view.folder.receipt(found, whole=whole)
         if receipt is None:
             raise self._damage("has no receipt that can be read")
         return receipt

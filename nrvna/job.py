@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -18,8 +19,16 @@ from nrvna import __version__
 from nrvna.errors import JobNotFoundError
 
 MAX_ID_BYTES = 200
+# Fields of a receipt that others wrote, and that may be of any size. Of more than so many bytes each stands in a
+# file of its own: receipt.json is read for each line of a list, and by older tools only up to 1 MiB.
+LARGE_FIELDS = ("sampling", "task", "probabilities", "stopped_by", "error", "notes")
+MAX_FIELD_BYTES = 32 * 1024
+# Of such a file, and of an older receipt.json, which held all of it. No job.json grows that much on its way here.
+MAX_PART_BYTES = 128 * 1024 * 1024
 # The years 1 to 9999, which is all that a date can have.
 _FIRST_S, _LAST_S = -62_135_596_800, 253_402_300_799
+RECEIPT = "receipt.json"
+_APART = "apart"
 _GENERATED_ID = re.compile(r"\d{8}-\d{6}-\d{6}-[0-9a-f]{6}")
 
 
@@ -103,14 +112,42 @@ class Receipt(NamedTuple):
 
     def to_json(self) -> str:
         """As its file has it; text that can be written anywhere, whatever is in it."""
-        text = json.dumps(self._asdict(), ensure_ascii=False, indent=2) + "\n"
-        # Half a character can stand in a string alone, and there its escape reads back.
-        return text.encode(errors="backslashreplace").decode()
+        return _to_json(self._asdict()).decode()
+
+    def to_files(self) -> dict[str, bytes]:
+        """Its files, by their names: receipt.json, and one for each field that is large."""
+        about: dict[str, Any] = self._asdict()
+        files = {}
+        for field in LARGE_FIELDS:
+            if len(_to_json(about[field])) > MAX_FIELD_BYTES:
+                part = _to_json(about[field], indent=None)
+                about[field] = None
+                # What nobody could read again is better left out.
+                if len(part) <= MAX_PART_BYTES:
+                    files[part_of_receipt(field)] = part
+                    about.setdefault(_APART, {})[field] = part_of_receipt(field)
+        return {**files, RECEIPT: _to_json(about)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Receipt:
         """Fields of a later version are passed over. Raises TypeError if one that is needed is missing."""
         return cls(**{name: value for name, value in content.items() if name in cls._fields})
+
+
+def part_of_receipt(field: str) -> str:
+    """The name of the file in which that field stands, if it is large."""
+    return f"receipt.{field}.json"
+
+
+def parts_of_receipt(content: Mapping[str, Any]) -> list[str]:
+    """The fields that do not stand in a receipt.json of this content but in files of their own."""
+    apart = content.get(_APART)
+    return [field for field in LARGE_FIELDS if field in apart] if isinstance(apart, dict) else []
+
+
+def _to_json(content: object, indent: int | None = 2) -> bytes:
+    # Half a character can stand in a string alone, and there its escape reads back.
+    return (json.dumps(content, ensure_ascii=False, indent=indent) + "\n").encode(errors="backslashreplace")
 
 
 def timestamp(seconds: float) -> str:

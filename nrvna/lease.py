@@ -47,7 +47,17 @@ from nrvna.files import (
     sync,
     write,
 )
-from nrvna.job import Job, JobState, Receipt, check_id, new_id, timestamp
+from nrvna.job import (
+    LARGE_FIELDS,
+    RECEIPT,
+    Job,
+    JobState,
+    Receipt,
+    check_id,
+    new_id,
+    part_of_receipt,
+    timestamp,
+)
 from nrvna.jsontext import MAX_DEPTH_OF_FILES, check_value, read_json
 from nrvna.lines import without_mark
 from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order, check_prompt, may_be_empty
@@ -77,12 +87,13 @@ _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL = "attempts.json", "attempts.json.new", "cance
 # What a job has as long as it is not finished. What is needed if its daemon ends before the move goes last.
 UNFINISHED = (PROGRESS, _ATTEMPTS, _NEW_ATTEMPTS, _CANCEL)
 # What a daemon files; anything of these names that was put there before is removed.
-_FILED = ("result.txt", "error.txt", "receipt.json", REASONING, VECTOR)
+_FILED = ("result.txt", "error.txt", RECEIPT, *map(part_of_receipt, LARGE_FIELDS), REASONING, VECTOR)
 _STARTS = ".starts"
 _NOTHING_BESIDE: Mapping[str, bytes] = {}
 # What says nothing of the job: it can be read another time.
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN)
-_MAX_STARTS_BYTES = 64 * 1024 * 1024
+# How large it may be to be read, and how large a daemon lets it become that has no more than that at work.
+_MAX_STARTS_BYTES, _MANY_STARTS_BYTES = 64 * 1024 * 1024, 1024 * 1024
 
 
 class Claim(NamedTuple):
@@ -167,6 +178,7 @@ class Lease:
         self._priorities = Priorities(workspace)
         # Jobs that have moved on, but the disk did not confirm it yet.
         self._unconfirmed: set[str] = set()
+        self._starts_bytes, self._most_starts_bytes = 0, _MANY_STARTS_BYTES
         workspace.check_private()
         with workspace.explained("serve"):
             if model is None:
@@ -377,10 +389,23 @@ class Lease:
     def record_starts(self, claims: Sequence[Claim]) -> None:
         """Put on record that these jobs are going to be decoded. Raises WorkspaceError if it cannot be written."""
         with self._workspace.explained("write to"):
-            lines = "".join(f"{claim.id}\n" for claim in claims)
-            append(join(self._folder, _STARTS), lines.encode(), durable=True)
+            lines = "".join(f"{claim.id}\n" for claim in claims).encode()
+            if self._starts_bytes + len(lines) > self._most_starts_bytes:
+                self._forget_starts()
+            append(join(self._folder, _STARTS), lines, durable=True)
+            self._starts_bytes += len(lines)
             # Without the move that claimed it, a job is not found beside its start.
             sync(self._folder)
+
+    def _forget_starts(self) -> None:
+        """Keep on record only what is at work still: else, after millions of jobs, nobody could read it any more."""
+        path, staging = join(self._folder, _STARTS), join(self._folder, f"{_STARTS}.new")
+        begun = set(read_text(path, _MAX_STARTS_BYTES).split("\n"))
+        kept = "".join(f"{name}\n" for name in folders_in(self._folder) if name in begun).encode()
+        write(staging, kept)
+        replace(staging, path)
+        self._starts_bytes = len(kept)
+        self._most_starts_bytes = max(_MANY_STARTS_BYTES, 2 * len(kept))
 
     def progress(self, claim: Claim) -> Progress:
         """What an earlier attempt left of the job's answer."""
@@ -441,9 +466,8 @@ class Lease:
                 self._check_folder(claim)
                 for leftover in _FILED:
                     clear(join(claim.directory, leftover))
-                for name, data in contents.items():
+                for name, data in {**contents, **receipt.to_files()}.items():
                     write(join(claim.directory, name), data)
-                write(join(claim.directory, "receipt.json"), encode(receipt.to_json()))
                 sync(claim.directory)
                 for leftover in UNFINISHED:
                     clear(join(claim.directory, leftover))

@@ -3,7 +3,8 @@
     input/<id>/                prompt.txt, job.json         queued; built in a hidden sibling, then renamed
     processing/<daemon>/<id>/  progress.jsonl               claimed; the daemon holds a flock on .lock beside it
     output/<id>/               result.txt, receipt.json     done: complete, and never changed
-    failed/<id>/               error.txt, receipt.json      failed, with the reason
+    failed/<id>/               error.txt, receipt.json      failed, with the reason; what is large of a receipt is in
+                               receipt.<field>.json         a file of its own beside it
     .nrvna/                    context.txt, for every job; wake, a FIFO that tells an idle daemon of a new job;
                                clock, whose time is that of the newest id, for when the clock is set back;
                                keys/, which job is that of a key; priority/, which jobs are to start out of turn;
@@ -44,7 +45,19 @@ from nrvna.files import (
     sync,
     write,
 )
-from nrvna.job import Job, JobState, Receipt, check_id, is_generated_id, order_of_time
+from nrvna.job import (
+    MAX_PART_BYTES,
+    RECEIPT,
+    Job,
+    JobState,
+    Receipt,
+    check_id,
+    is_generated_id,
+    order_of_time,
+    part_of_receipt,
+    parts_of_receipt,
+)
+from nrvna.jsontext import read_json
 from nrvna.lines import without_mark
 from nrvna.order import MAX_ABOUT_BYTES, MAX_PROMPT_BYTES, Order
 
@@ -341,11 +354,17 @@ class Workspace:
                         f"the disk does not confirm results in {folder}: {error.strerror}"
                     ) from error
 
-    def receipt(self, job: Job) -> Receipt | None:
-        """A finished job's receipt, or None where there is none to read."""
+    def receipt(self, job: Job, *, whole: bool = False) -> Receipt | None:
+        """A finished job's receipt, or None where there is none to read.
+
+        Unless it is wanted ``whole``, fields that are large may be missing, as they stand in files of their own.
+        """
+        content = read_object(join(job.directory, RECEIPT), MAX_PART_BYTES)
         try:
-            return Receipt.from_dict(read_object(join(job.directory, "receipt.json")))
-        except TypeError:
+            for field in parts_of_receipt(content) if whole else ():
+                content[field] = read_json(read(join(job.directory, part_of_receipt(field)), MAX_PART_BYTES))
+            return Receipt.from_dict(content)
+        except (OSError, JobError, ValueError, TypeError):
             return None
 
     def peers(self) -> list[Peer]:
