@@ -312,6 +312,9 @@ def _is_list(text: str) -> bool:
     """Whether it is a list in JSON: what but begins like one, as [/INST] does, is not."""
     try:
         return isinstance(read_json(text), list)
+    except JsonError:
+        # Too deep for whoever reads it next, who says so.
+        return text.lstrip().startswith("[")
     except ValueError:
         return False
 

@@ -236,7 +236,6 @@ def test_settings_the_terminals_variables_and_those_of_other_processes_are_read_
         ("[/INST]", ("[/INST]",)),
         (" [INST]\n", (" [INST]\n",)),
         ("[", ("[",)),
-        ("[" * 100_000, ("[" * 100_000,)),
         ('["[1]"]', ("[1]",)),
         ("[1]", None),
         ('["a", ""]', None),
