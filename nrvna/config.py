@@ -35,6 +35,11 @@ BACKENDS = ("auto", "cpu", "cuda", "metal")
 KV_TYPES = ("f16", "q8_0", "q4_0")
 FLASH_ATTENTION = ("auto", "on", "off")
 _MAX_STOPS = 64
+# Each takes its time for every token.
+_MAX_SAMPLERS = 64
+# llama.cpp compares each with all tokens of the vocabulary, which takes 5 to 30 ms where there are 50,000, and five
+# times that where there are 250,000: so many stay below the time after which an engine counts as hung.
+_MAX_BREAKERS = 4096
 # Of a value that cannot be, in characters.
 _SHOWN = 200
 # A token for each of as many sequences as there may be fits a step.
@@ -297,6 +302,8 @@ def _micro_batch(text: str) -> int:
 def _samplers(text: str) -> tuple[str, ...]:
     """Names in one text, as llama.cpp takes them, or as a JSON list."""
     names = read_json(text) if text.startswith("[") else text.replace(",", ";").split(";")
+    if len(names) > _MAX_SAMPLERS:
+        raise ValueError
     known = {name.replace("_", ""): name for name in SAMPLERS} | _ALIASES
     return tuple(known[name.strip().lower().replace("-", "").replace("_", "")] for name in names)
 
@@ -306,6 +313,14 @@ def _texts(text: str) -> tuple[str, ...]:
     if not isinstance(texts, list) or not all(isinstance(each, str) and each for each in texts):
         raise ValueError
     return tuple(texts)
+
+
+def _breakers(text: str) -> tuple[str, ...]:
+    """Each text once: another of the same takes time and changes nothing."""
+    breakers = tuple(dict.fromkeys(_texts(text)))
+    if len(breakers) > _MAX_BREAKERS:
+        raise ValueError
+    return breakers
 
 
 def _is_list(text: str) -> bool:
@@ -413,9 +428,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "NRVNA_DRY_SEQUENCE_BREAKERS",
         "dry_sequence_breakers",
-        _texts,
+        _breakers,
         "DRY: texts that no repetition goes across",
-        allowed="a JSON list of texts",
+        allowed=f"a JSON list of texts, {_MAX_BREAKERS} different ones at most",
         shown_default=r"""`["\n", ":", "\"", "*"]`""",
     ),
     Setting(
@@ -490,7 +505,7 @@ SETTINGS: tuple[Setting, ...] = (
         "samplers",
         _samplers,
         "the samplers in use and their order",
-        allowed=f"names out of {', '.join(SAMPLERS)}, with ; between them",
+        allowed=f"names out of {', '.join(SAMPLERS)}, with ; between them, {_MAX_SAMPLERS} at most",
         shown_default=";".join(DEFAULT_SAMPLERS),
     ),
     Setting(

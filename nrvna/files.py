@@ -265,10 +265,22 @@ def remove(folder: str) -> None:
 
 
 def is_folder(path: str) -> bool:
-    """Whether it is a folder itself, and no link to one."""
+    """Whether it is a folder itself, and no link to one, as far as can be seen."""
     with suppress(OSError):
-        return stat.S_ISDIR(os.lstat(path).st_mode)
+        return has_folder(path, follow=False)
     return False
+
+
+def has_folder(path: str, *, follow: bool = True) -> bool:
+    """Whether a folder is there, or, if links are to be followed, a link to one.
+
+    Raises OSError where that cannot be told: what may not be looked at is not missing.
+    """
+    try:
+        return stat.S_ISDIR(os.stat(path, follow_symlinks=follow).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        # The last of them for a name that no file can have.
+        return False
 
 
 def folders_in(folder: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -27,7 +28,7 @@ from nrvna.errors import JobNotFoundError, WorkspaceError
 from nrvna.job import Job, JobState
 from nrvna.listing import SHOWN, print_json, print_list, print_sum
 from nrvna.selection import Glance, Selection, select
-from nrvna.terminal import abandon_stdout, one_line, open_streams
+from nrvna.terminal import abandon_stdout, complain, one_line, open_streams
 from nrvna.waiting import Waiting
 from nrvna.which import add_jobs, duration, natural, selection_of
 from nrvna.workspace import Workspace
@@ -254,6 +255,9 @@ def main(argv: list[str] | None = None) -> int:
         abandon_stdout()
         return DONE
     except OSError as error:
+        if error.filename is not None:
+            complain(one_line(f"cannot read {os.fsdecode(error.filename)}: {error.strerror}"))
+            return USAGE
         abandon_stdout()
         print(f"flw: standard output failed: {error.strerror}", file=sys.stderr)
         return USAGE

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -139,9 +138,9 @@ def part_of_receipt(field: str) -> str:
     return f"receipt.{field}.json"
 
 
-def parts_of_receipt(content: Mapping[str, Any]) -> list[str]:
+def parts_of_receipt(content: object) -> list[str]:
     """The fields that do not stand in a receipt.json of this content but in files of their own."""
-    apart = content.get(_APART)
+    apart = content.get(_APART) if isinstance(content, dict) else None
     return [field for field in LARGE_FIELDS if field in apart] if isinstance(apart, dict) else []
 
 

@@ -8,6 +8,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -100,11 +101,21 @@ def files(patterns: Sequence[str]) -> Iterator[list[Row]]:
     for pattern in patterns:
         found = sorted(name for name in glob.iglob(pattern, recursive=True) if os.path.isfile(name))
         if not found:
+            _check_readable(pattern)
             raise SettingError(f"--each {pattern!r} matches no file")
         names += found
     rows = [Row(name, _FileFields(name), partial(quoted_file, name)) for name in dict.fromkeys(names)]
     for start in range(0, len(rows), GROUP):
         yield rows[start : start + GROUP]
+
+
+def _check_readable(pattern: str) -> None:
+    """Raises OSError if the folder in which a pattern's matches would be may not be read: glob passes over such."""
+    folder = os.path.dirname(pattern)
+    while glob.has_magic(folder):
+        folder = os.path.dirname(folder)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.listdir(folder or ".")
 
 
 class _FileFields(Mapping[str, object]):

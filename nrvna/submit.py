@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from nrvna import __version__
 from nrvna.errors import JobError, JobNotFoundError, JsonError, SubmitError
-from nrvna.files import as_json, is_folder, make_folder, move, read_text, remove, sync, sync_tree, write
+from nrvna.files import as_json, is_folder, make_folder, move, read, remove, sync, sync_tree, write
 from nrvna.job import new_id, time_of, timestamp
 from nrvna.jsontext import MAX_DEPTH_OF_FILES, check_value
 from nrvna.order import MAX_ABOUT_BYTES, Order, check_prompt, encode_prompt, may_be_empty
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # An id is not dated further ahead than this to keep the queue in order: then the clock was wrong before, not now.
 _MAX_AHEAD_US = 24 * 3600 * 1_000_000
+# What stands in the file of a key is an id.
+_MAX_KEY_FILE_BYTES = 1000
 
 
 def submit_all(workspace: Workspace, orders: list[Order], record: Record | None) -> list[str]:
@@ -226,11 +228,11 @@ def mark_priority(workspace: Workspace, job_id: str, priority: int) -> list[str]
 
 
 def _job_of(workspace: Workspace, key: str) -> str | None:
-    """The job that was queued with a key, if it is still there."""
-    job_id = read_text(key_path(workspace, key), 1000)
+    """The job that was queued with a key, if it is still there. Raises OSError if that cannot be told."""
     try:
+        job_id = read(key_path(workspace, key), _MAX_KEY_FILE_BYTES).decode("utf-8", "replace")
         return workspace.find(job_id).id
-    except JobNotFoundError:
+    except (FileNotFoundError, JobError, JobNotFoundError):
         return None
 
 

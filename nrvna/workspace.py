@@ -25,6 +25,7 @@ import errno
 import fcntl
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,12 +36,12 @@ from nrvna.errors import JobError, JobNotFoundError, NoFolderError, UnsafeWorksp
 from nrvna.files import (
     clear,
     folders_in,
+    has_folder,
     is_folder,
     make_folder,
     read,
     read_bytes,
     read_object,
-    read_text,
     remove,
     sync,
     write,
@@ -172,31 +173,35 @@ class Workspace:
     def check(self) -> None:
         """Raises WorkspaceError, saying what to do, if this is no workspace, or others could change what is in it."""
         self._check_name()
-        if not isdir(self.path):
-            raise WorkspaceError(
-                f"no workspace {self.path}: start one with `nrvnad MODEL {self.path}`, "
-                f"or make it with `wrk --init {self.path}`"
-            )
-        if not isdir(self.input) or not isdir(self.private):
-            raise WorkspaceError(
-                f"{self.path} is a folder but no workspace: make it one with `wrk --init {self.path}`"
-            )
+        with self.explained("read"):
+            if not has_folder(self.path):
+                raise WorkspaceError(
+                    f"no workspace {self.path}: start one with `nrvnad MODEL {self.path}`, "
+                    f"or make it with `wrk --init {self.path}`"
+                )
+            if not has_folder(self.input) or not has_folder(self.private):
+                raise WorkspaceError(
+                    f"{self.path} is a folder but no workspace: make it one with `wrk --init {self.path}`"
+                )
         self.check_private()
 
     def _check_name(self) -> None:
         if not self.path:
             raise NoFolderError("the workspace's name is empty: name its folder")
-        if os.path.lexists(self.path) and not isdir(self.path):
-            raise NoFolderError(f"{self.path} is no folder, as a workspace is: name another")
+        with self.explained("read"):
+            if os.path.lexists(self.path) and not has_folder(self.path):
+                raise NoFolderError(f"{self.path} is no folder, as a workspace is: name another")
 
     def check_private(self) -> None:
-        """Raises UnsafeWorkspaceError if others than its user can write to the workspace."""
-        for folder in self._own_folders():
-            with suppress(FileNotFoundError):
-                if os.stat(folder).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                    raise UnsafeWorkspaceError(
-                        f"others can write to {folder}, and so into your queue: mend that with `chmod go-w {folder}`"
-                    )
+        """Raises UnsafeWorkspaceError if others than its user can write to the workspace, and WorkspaceError."""
+        with self.explained("read"):
+            for folder in self._own_folders():
+                with suppress(FileNotFoundError):
+                    if os.stat(folder).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                        raise UnsafeWorkspaceError(
+                            f"others can write to {folder}, and so into your queue: "
+                            f"mend that with `chmod go-w {folder}`"
+                        )
 
     def _own_folders(self) -> tuple[str, ...]:
         jobs = (self.path, self.input, self.processing, self.output, self.failed)
@@ -248,13 +253,14 @@ class Workspace:
     # Looking.
 
     def find(self, job_id: str) -> Job:
-        """Where the job is now. Raises JobNotFoundError if it is nowhere, or its id cannot be one."""
+        """Where the job is now. Raises JobNotFoundError if it is nowhere, or its id cannot be one; WorkspaceError."""
         check_id(job_id)
         # In the order that jobs move, so that one which moves meanwhile is met later; again, as it may be put back.
-        for _ in range(10):
-            for folder, state in self.folders():
-                if is_folder(join(folder, job_id)):
-                    return Job(job_id, state, join(folder, job_id))
+        with self.explained("read"):
+            for _ in range(10):
+                for folder, state in self.folders():
+                    if has_folder(join(folder, job_id), follow=False):
+                        return Job(job_id, state, join(folder, job_id))
         raise JobNotFoundError(f"no job {job_id} in {self.path}: `flw {self.path}` lists the jobs")
 
     def jobs(self, newest: int | None = None) -> list[Job]:
@@ -297,14 +303,22 @@ class Workspace:
         return Counts(*number.values())
 
     def prompt(self, job: Job) -> str:
-        """A job's prompt, as far as it can be read as text; empty if it is gone or never was."""
-        return read_text(join(job.directory, "prompt.txt"), MAX_PROMPT_BYTES)
+        """A job's prompt, as far as it can be read as text; empty if it is gone or never was.
+
+        Raises WorkspaceError, as all that reads a job's texts, if its user may not read them.
+        """
+        return self._text(job, "prompt.txt", MAX_PROMPT_BYTES)
 
     def answer(self, job: Job) -> str:
         """A done job's answer, a failed job's reason, what there is so far of another one's answer."""
         if name := {JobState.DONE: "result.txt", JobState.FAILED: "error.txt"}.get(job.state):
-            return read_text(join(job.directory, name))
+            return self._text(job, name)
         return self.progress(job).text
+
+    def _text(self, job: Job, name: str, limit: int = sys.maxsize) -> str:
+        with _permitted(job):
+            return read(join(job.directory, name), limit).decode("utf-8", "replace")
+        return ""
 
     def progress(self, job: Job) -> Progress:
         """What there is so far of a running job's answer."""
@@ -326,11 +340,11 @@ class Workspace:
 
     def filled(self, job: Job) -> str:
         """The prompt of a job that was begun, with the answers of others in it; empty where it wanted none."""
-        return read_text(join(job.directory, FILLED), MAX_PROMPT_BYTES)
+        return self._text(job, FILLED, MAX_PROMPT_BYTES)
 
     def reasoning(self, job: Job) -> str:
         """The thought that led to a finished job's answer; empty where there was none."""
-        return read_text(join(job.directory, REASONING))
+        return self._text(job, REASONING)
 
     def is_intact(self, job: Job, receipt: Receipt) -> bool:
         """Whether a done job's answer is, byte by byte, the one that its receipt was written for."""
@@ -357,15 +371,17 @@ class Workspace:
     def receipt(self, job: Job, *, whole: bool = False) -> Receipt | None:
         """A finished job's receipt, or None where there is none to read.
 
-        Unless it is wanted ``whole``, fields that are large may be missing, as they stand in files of their own.
+        Unless it is wanted ``whole``, fields that are large may be missing, as they stand in files of their own. Who
+        wants it whole wants this job: raises WorkspaceError then if its user may not read it.
         """
-        content = read_object(join(job.directory, RECEIPT), MAX_PART_BYTES)
-        try:
-            for field in parts_of_receipt(content) if whole else ():
+        if not whole:
+            return _receipt_of(read_object(join(job.directory, RECEIPT), MAX_PART_BYTES))
+        with _permitted(job):
+            content = read_json(read(join(job.directory, RECEIPT), MAX_PART_BYTES))
+            for field in parts_of_receipt(content):
                 content[field] = read_json(read(join(job.directory, part_of_receipt(field)), MAX_PART_BYTES))
-            return Receipt.from_dict(content)
-        except (OSError, JobError, ValueError, TypeError):
-            return None
+            return _receipt_of(content)
+        return None
 
     def peers(self) -> list[Peer]:
         """The daemons that serve this workspace now."""
@@ -435,6 +451,24 @@ class Workspace:
             raise
         except OSError as error:
             raise WorkspaceError(f"cannot {verb} {self.path}: {os.strerror(error.errno or 0)}") from error
+
+
+@contextmanager
+def _permitted(job: Job) -> Iterator[None]:
+    """Passes over what cannot be read of a job. Raises WorkspaceError if that is so because it is another user's."""
+    try:
+        yield
+    except PermissionError as error:
+        raise WorkspaceError(f"cannot read {job.directory}: {error.strerror}") from error
+    except (OSError, JobError, ValueError):
+        pass
+
+
+def _receipt_of(content: Any) -> Receipt | None:
+    try:
+        return Receipt.from_dict(content) if isinstance(content, dict) else None
+    except TypeError:
+        return None
 
 
 def entries(folder: str) -> Iterator[tuple[str, str]]:

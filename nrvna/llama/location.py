@@ -98,7 +98,7 @@ class Build:
             for name in names & {"options", "architectures", "instructions"}:
                 found[name] = tuple(content[name])
             return cls(directory=directory, **found)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
 
