@@ -35,7 +35,9 @@ class Workspace:
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
         """Open a workspace; ``create`` makes it first, if it is not there. Raises WorkspaceError."""
-        folder = Folder(os.path.abspath(os.path.expanduser(path)))
+        named = Folder(path)
+        named.check_name()
+        folder = Folder(os.path.abspath(named.path))
         if create:
             folder.create()
         folder.check()

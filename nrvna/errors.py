@@ -60,6 +60,10 @@ class SettingError(NrvnaError, ValueError):
     """A setting that is no number, out of range or unknown."""
 
 
+class NoHomeError(NrvnaError, LookupError):
+    """The user has no home folder that is known here, and what would lie in it was named nowhere else."""
+
+
 class WorkspaceError(NrvnaError, OSError):
     """A workspace that is missing, not a workspace, or not writable."""
 

@@ -84,7 +84,8 @@ def _visible_gpus(config: Config) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        raise EngineError(f"looking for GPUs ended with exit code {done.returncode}; its log is above") from None
+        said = f"looking for GPUs ended with exit code {done.returncode}"
+        raise EngineError(f"{said}; its log is {config.log_file or 'above'}") from None
     if "fatal" in found:
         raise EngineError(found["fatal"])
     return found

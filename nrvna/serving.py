@@ -420,7 +420,8 @@ class Daemon:
             self._cannot_start(
                 replica,
                 f"the engine ended with {end} while it loaded the model",
-                f"the engine ended with {end} before it had loaded {self._path}; its log is above",
+                f"the engine ended with {end} before it had loaded {self._path}; "
+                f"its log is {self._config.log_file or 'above'}",
             )
         self._keep_progress()
         # Where it was too much for the machine, no job is to blame.

@@ -7,7 +7,6 @@ if it was faster than the default in each turn, clearly so on the whole, and the
 
 from __future__ import annotations
 
-import os
 import select
 import statistics
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nrvna.config import SETTINGS, Config
+from nrvna.engine.machine import available_memory, processors
 from nrvna.engine.process import EngineProcess
 from nrvna.engine.protocol import Ready
 from nrvna.errors import EngineError, NrvnaError
@@ -272,9 +272,8 @@ class Tuning:
         return self._benches[trial]
 
     def _most_benches(self) -> int:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         # Weights in an order of the engine's own, and about as much again for all else.
-        return max(1, int(_MEMORY_SHARE * free / (2 * self._model.stat().st_size)))
+        return max(1, int(_MEMORY_SHARE * available_memory() / (2 * self._model.stat().st_size)))
 
     def _retire(self, trial: Trial) -> None:
         if bench := self._benches.pop(trial, None):
@@ -293,8 +292,8 @@ def _other_parallels(best: Trial, about: Ready) -> list[Trial]:
 
 
 def _other_threads(best: Trial, about: Ready) -> list[Trial]:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    numbers = {about.threads // 2, about.threads - 1 if about.threads > 3 else 0, usable} - {about.threads}
+    fewer = about.threads - 1 if about.threads > 3 else 0
+    numbers = {about.threads // 2, fewer, processors()} - {about.threads}
     return [best._replace(threads=number) for number in sorted(numbers) if number >= 1]
 
 

@@ -159,7 +159,7 @@ class Workspace:
 
     def create(self) -> None:
         """Make what is missing of the folders; an existing workspace stays as it is. Raises WorkspaceError."""
-        self._check_name()
+        self.check_name()
         with self.explained("make"):
             for folder in self._own_folders():
                 make_folder(folder)
@@ -172,7 +172,7 @@ class Workspace:
 
     def check(self) -> None:
         """Raises WorkspaceError, saying what to do, if this is no workspace, or others could change what is in it."""
-        self._check_name()
+        self.check_name()
         with self.explained("read"):
             if not has_folder(self.path):
                 raise WorkspaceError(
@@ -185,9 +185,12 @@ class Workspace:
                 )
         self.check_private()
 
-    def _check_name(self) -> None:
+    def check_name(self) -> None:
+        """Raises NoFolderError for a name that cannot be a workspace's."""
         if not self.path:
             raise NoFolderError("the workspace's name is empty: name its folder")
+        if self.path == "~" or self.path.startswith("~/"):
+            raise NoFolderError(f"no home folder is known, where {self.path} would be: set HOME, or name it in full")
         with self.explained("read"):
             if os.path.lexists(self.path) and not has_folder(self.path):
                 raise NoFolderError(f"{self.path} is no folder, as a workspace is: name another")

@@ -29,7 +29,6 @@ from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
 
-import platformdirs
 from build_target import Cuda, Target, TargetError, choose_targets
 from compile_plan import Work, jobs_for
 from cuda_toolkit import ToolkitError
@@ -37,6 +36,7 @@ from packages import ChecksumError, download
 from progress import CommandError, Step, run_compiler, run_logged
 
 from nrvna.config import llama_dir
+from nrvna.errors import NrvnaError
 from nrvna.llama import processor
 from nrvna.llama.location import (
     DECLARATIONS,
@@ -46,6 +46,7 @@ from nrvna.llama.location import (
     builds_root,
     cpu_fingerprint,
     module_name,
+    user_folder,
 )
 
 PIN_FILE = Path(__file__).parents[1] / "vendor" / "llama_cpp.toml"
@@ -74,8 +75,8 @@ class Pin:
 
 
 def cache_root() -> Path:
-    """Sources and object files: costly to make again, never needed to run."""
-    return platformdirs.user_cache_path("nrvna") / "llama"
+    """Sources and object files: costly to make again, never needed to run. Raises NoHomeError."""
+    return user_folder("cache") / "llama"
 
 
 class PinnedSource:
@@ -579,7 +580,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = "; --backend cpu builds for the processor alone" if options.backend == "auto" else ""
         print(f"build_llama: {error}{hint}", file=sys.stderr)
         return 1
-    except (BuildError, TargetError, ChecksumError, OSError) as error:
+    except (BuildError, TargetError, ChecksumError, NrvnaError, OSError) as error:
         print(f"build_llama: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

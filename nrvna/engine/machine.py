@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from nrvna.config import Config
+from nrvna.engine.cgroups import memory_left, processor_time
 
 _CPUS = Path("/sys/devices/system/cpu")
 
 
 def physical_cores() -> int:
-    """Cores this process may use, hyperthreads counted once; at least 1."""
-    return max(1, len(_cores()))
+    """Cores this process may keep busy, hyperthreads counted once; at least 1."""
+    return _within_quota(len(_cores()))
+
+
+def processors() -> int:
+    """Processors this process may keep busy, each hyperthread one; at least 1."""
+    return _within_quota(sum(map(len, _cores())))
+
+
+def _within_quota(count: int) -> int:
+    """Threads beyond the quota would use it up sooner, and then all wait together for the next period."""
+    time = processor_time()
+    return max(1, count if time is None else min(count, int(time)))
 
 
 def take_share(config: Config, index: int, count: int) -> Config:
@@ -28,8 +41,9 @@ def take_share(config: Config, index: int, count: int) -> Config:
     if config.gpus or not hasattr(os, "sched_setaffinity"):
         return replace(config, threads=max(1, (config.threads or physical_cores()) // count))
     own = share_of(_cores(), index, count)
+    threads = config.threads // count if config.threads else min(len(own), physical_cores() // count)
     os.sched_setaffinity(0, {cpu for core in own for cpu in core})
-    return replace(config, threads=max(1, config.threads // count) if config.threads else len(own))
+    return replace(config, threads=max(1, threads))
 
 
 def share_of(cores: Sequence[Sequence[int]], index: int, count: int) -> list[Sequence[int]]:
@@ -56,16 +70,11 @@ def _cores() -> list[tuple[int, ...]]:
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping, a container's limit included."""
+    """Bytes that can be taken without swapping and within the limits of a container."""
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
+    with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 found = int(line.split()[1]) * 1024
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            found = min(found, int(limit) - used)
-    except (OSError, ValueError):
-        pass
-    return max(0, found)
+    left = memory_left()
+    return found if left is None else min(found, left)

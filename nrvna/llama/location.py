@@ -16,11 +16,11 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import platformdirs
 
-from nrvna.errors import LibraryError
+from nrvna.errors import LibraryError, NoHomeError
 from nrvna.llama import nvidia, processor
 
 DECLARATIONS = Path(__file__).with_name("declarations.h")
@@ -103,8 +103,24 @@ class Build:
 
 
 def builds_root() -> Path:
-    """The folder of builds that is used where none is named."""
-    return platformdirs.user_data_path("nrvna") / "llama"
+    """The folder of builds that is used where none is named. Raises LibraryError."""
+    try:
+        return user_folder("data") / "llama"
+    except NoHomeError as error:
+        raise LibraryError(f"llama.cpp is not found: {error}, or NRVNA_LLAMA_DIR") from error
+
+
+def user_folder(kind: Literal["data", "cache"]) -> Path:
+    """nrvna's own folder among the user's data, or of what can be made again. Raises NoHomeError."""
+    find = platformdirs.user_data_path if kind == "data" else platformdirs.user_cache_path
+    try:
+        path = str(find("nrvna"))
+    except RuntimeError:
+        path = "~"
+    # Older versions of platformdirs leave it where nobody knows what it stands for.
+    if path.startswith("~"):
+        raise NoHomeError(f"no home folder is known for user {os.getuid()}: set HOME, or XDG_{kind.upper()}_HOME")
+    return Path(path)
 
 
 def module_name() -> str:
