@@ -1,6 +1,7 @@
 """What a process needs that runs unattended: signals that ask, not interrupt, a log file, a word to its starter.
 
-That is systemd, or a ``nrvnad --daemonize`` that waits for it to be ready.
+That is systemd, or a ``nrvnad --daemonize`` that waits for it to be ready. The first process of a container also has
+to bury the others.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import stat
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -57,6 +59,21 @@ def log_to(path: str) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+
+
+def reap_orphans(own: Collection[int]) -> None:
+    """Take notice of the ends of processes that became this one's when their parents died.
+
+    The first of a container gets them. Of its ``own`` children, by their numbers, whoever started them will ask.
+    """
+    if not hasattr(os, "waitid"):
+        return
+    with suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid in own:
+                # It hides what ended after it, until it is asked for: soon.
+                return
+            os.waitpid(ended.si_pid, os.WNOHANG)
 
 
 def notify(state: str) -> None:

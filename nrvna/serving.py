@@ -27,7 +27,7 @@ from nrvna.lease import Claim, Lease, recover
 from nrvna.placement import places
 from nrvna.progress import first_line, token_line
 from nrvna.replica import SAY_LOADING_EVERY_S, Replica
-from nrvna.service import Signals, Starter, log_to, notify
+from nrvna.service import Signals, Starter, log_to, notify, reap_orphans
 from nrvna.startpage import counted, offloaded, start_page
 from nrvna.task import Task
 from nrvna.troubles import Troubles
@@ -152,6 +152,11 @@ class Daemon:
     def is_at_work(self, job_id: str) -> bool:
         """Whether an engine is at this job, as opposed to jobs that wait."""
         return self._filing.is_at_work(job_id)
+
+    @property
+    def engine_pids(self) -> set[int]:
+        """Its children, also those that have ended without its having heard of that."""
+        return {replica.engine.pid for replica in self._replicas if replica.engine}
 
     # Who gets what.
 
@@ -486,6 +491,7 @@ def serve(model: Path, workspace: Workspace, config: Config, starter: Starter | 
     try:
         while not signals.stop:
             daemon.tick(LOOK_EVERY_S, signals.descriptor)
+            reap_orphans(daemon.engine_pids)
             signals.drain()
             if signals.reopen and config.log_file:
                 signals.reopen = False

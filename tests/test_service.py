@@ -13,13 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import DaemonProcess, until
+from processes import DaemonProcess, children_of, is_running, until
 
 from nrvna.workspace import Workspace
 
 StartDaemon = Callable[..., DaemonProcess]
 SMALL = ("--ctx", "256", "--parallel", "1")
-UNIT = Path(__file__).parents[1] / "docs" / "nrvnad.service"
+ROOT = Path(__file__).parents[1]
+UNIT = ROOT / "docs" / "nrvnad.service"
 
 
 def test_systemd_is_told_when_it_is_ready_and_when_it_stops(
@@ -84,6 +85,58 @@ def test_a_terminal_that_is_closed_ends_it_in_order(model_file: Path, workspace:
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert log_file.read_text().endswith("stopped\n")
+
+
+IN_A_CONTAINER = ("unshare", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*IN_A_CONTAINER, "true"], check=False).returncode != 0,
+    reason="no process can be the first one of its own here",
+)
+def test_the_first_process_of_a_container_buries_those_that_are_left_to_it(
+    model_file: Path, workspace: Workspace, tmp_path: Path
+) -> None:
+    program = (*IN_A_CONTAINER, sys.executable, "-m", "nrvna.daemon")
+    daemon = DaemonProcess(model_file, workspace.path, SMALL, tmp_path / "log", program=program)
+    try:
+        daemon.wait_ready()
+        [first] = children_of(daemon.process.pid)
+        [engine] = children_of(first)
+        # It leaves the process behind that renders the model's template.
+        [template] = children_of(engine)
+        os.kill(engine, signal.SIGKILL)
+        until(lambda: daemon.log.count("ready:") == 2, "another engine")
+        until(lambda: not Path(f"/proc/{template}").exists(), "the funeral of what the engine left behind", 5)
+        assert [is_running(child) for child in children_of(first)] == [True]
+        # What the engine ended with is for its daemon to know.
+        assert "the engine ended with signal SIGKILL" in daemon.log
+        os.kill(first, signal.SIGTERM)
+        assert daemon.process.wait(20) == 0
+    finally:
+        daemon.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process can ask for orphans")
+def test_whoever_started_a_child_still_learns_how_it_ended() -> None:
+    code = """
+import ctypes, os, subprocess
+from nrvna.service import reap_orphans
+from processes import children_of, is_running, until
+
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+own = subprocess.Popen(["sh", "-c", "exit 3"])
+subprocess.run(["sh", "-c", "sleep 0.1 & sleep 0.1 &"])
+assert len(children_of(os.getpid())) == 3
+until(lambda: not any(map(is_running, children_of(os.getpid()))), "the end of all three", 5)
+reap_orphans({own.pid})
+assert own.wait() == 3
+reap_orphans(set())
+assert children_of(os.getpid()) == []
+reap_orphans(set())
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def test_a_log_file_that_cannot_be_written_stops_it_in_one_line(workspace: Workspace, tmp_path: Path) -> None:
