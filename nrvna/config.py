@@ -39,7 +39,7 @@ _MAX_STOPS = 64
 _MAX_SAMPLERS = 64
 # llama.cpp compares each with all tokens of the vocabulary, which takes 5 to 30 ms where there are 50,000, and five
 # times that where there are 250,000: so many stay below the time after which an engine counts as hung.
-_MAX_BREAKERS = 4096
+_MAX_BREAKERS = 2048
 # Of a value that cannot be, in characters.
 _SHOWN = 200
 # A token for each of as many sequences as there may be fits a step.

@@ -157,7 +157,7 @@ def test_biases_are_written_as_llama_server_takes_them(text: str, biases: object
         ("dry_sequence_breakers", '["a", 1]'),
         ("dry_sequence_breakers", '[""]'),
         ("dry_sequence_breakers", '"a"'),
-        ("dry_sequence_breakers", json.dumps([f"{number}" for number in range(4097)])),
+        ("dry_sequence_breakers", json.dumps([f"{number}" for number in range(2049)])),
         ("samplers", ";".join(["top_k"] * 65)),
         ("ignore_eos", "yes"),
     ],
@@ -172,10 +172,10 @@ def test_what_is_no_list_of_the_right_things_is_refused_by_name(field: str, text
 
 
 def test_a_breaker_that_is_named_again_is_one_and_so_many_different_ones_are_taken() -> None:
-    texts = [f"{number}" for number in range(4096)]
+    texts = [f"{number}" for number in range(2048)]
     found = of_job(Sampling(), {"dry_sequence_breakers": texts * 3})
     assert found.dry_sequence_breakers == tuple(texts)
-    with pytest.raises(SettingError, match=r"4096 different ones at most$"):
+    with pytest.raises(SettingError, match=r"2048 different ones at most$"):
         of_job(Sampling(), {"dry_sequence_breakers": [*texts, "more"]})
 
 

@@ -16,7 +16,7 @@ from nrvna.workspace import Workspace
 MODULES = {"wrk": "nrvna.wrk", "flw": "nrvna.flw", "nrvnad": "nrvna.daemon"}
 
 DEEP = "[" * 900 + "]" * 900
-BREAKERS = json.dumps([f"{number}" for number in range(4097)])
+BREAKERS = json.dumps([f"{number}" for number in range(2049)])
 
 # A call, and what its line must say beside the tool's name: the argument, and what is right.
 WRONG = {
@@ -53,7 +53,7 @@ WRONG = {
     "wrk work Hi. --logit-bias 5": "--logit-bias is '5' … JSON",
     "wrk work Hi. --stop ''": "--stop is '' … a text",
     "wrk work Hi. --dry-sequence-breakers x": "--dry-sequence-breakers is 'x' … a JSON list of texts",
-    f"wrk work Hi. --dry-sequence-breakers '{BREAKERS}'": "-breakers is '[ … 4096 different ones at most",
+    f"wrk work Hi. --dry-sequence-breakers '{BREAKERS}'": "-breakers is '[ … 2048 different ones at most",
     "wrk work Hi. --reasoning-budget -2": "--reasoning-budget is '-2' … from -1",
     "wrk work Hi. -n 0": "-n is '0' … from 1 to 1000",
     "wrk work Hi. -n five": "-n is 'five' … a whole number",
