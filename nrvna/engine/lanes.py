@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
+
+# What a task that takes long leaves to others, of the 19 that there are. Where the threads of a step have a processor
+# each, another thread at full speed makes it take four times as long: all wait for the slowest.
+_NICENESS = 10
 
 
 class Lanes:
     """Does tasks in their order, one at a time. Only past a task that has taken longer than ``patience_s`` the next
-    one goes, on another of ``count`` threads. A task must not raise.
+    one goes, on another of ``count`` threads; the slow one goes on with less of the processor, where threads can be
+    nice by themselves. A task must not raise.
     """
 
     def __init__(self, count: int, patience_s: float) -> None:
+        self._count = count
         self._patience_s = patience_s
         self._tasks: deque[Callable[[], None]] = deque()
         # When each lane began what it is at.
-        self._begun: dict[int, float] = {}
+        self._begun: dict[threading.Thread, float] = {}
+        self._slow: set[threading.Thread] = set()
+        self._threads = 0
         self._changed = threading.Condition()
-        for number in range(count):
-            threading.Thread(target=self._work, args=(number,), name=f"lane-{number}", daemon=True).start()
+        with self._changed:
+            self._open()
 
     def add(self, task: Callable[[], None]) -> None:
         """Let a task be done after those that were added before. From any thread."""
         with self._changed:
             self._tasks.append(task)
-            self._changed.notify()
+            self._changed.notify_all()
 
     @property
     def is_idle(self) -> bool:
@@ -35,22 +46,49 @@ class Lanes:
         with self._changed:
             return not self._tasks and not self._begun
 
-    def _work(self, number: int) -> None:
-        while True:
-            task = self._next(number)
+    def _open(self) -> None:
+        """See that there is a lane for the next task besides the one that may be at work."""
+        while self._threads < self._count and self._threads - len(self._slow) < 2:
+            self._threads += 1
+            threading.Thread(target=self._work, name=f"lane-{self._threads}", daemon=True).start()
+
+    def _work(self) -> None:
+        own = threading.current_thread()
+        while task := self._next(own):
             try:
                 task()
             finally:
                 with self._changed:
-                    del self._begun[number]
+                    del self._begun[own]
+                    self._changed.notify_all()
 
-    def _next(self, number: int) -> Callable[[], None]:
+    def _next(self, own: threading.Thread) -> Callable[[], None] | None:
+        """The next task once it is its turn. None to a lane that was slow: nice it is for good, and so would be what
+        it starts."""
         with self._changed:
-            while not self._tasks or self._wait_s() > 0:
-                self._changed.wait(self._wait_s() if self._tasks else None)
-            self._begun[number] = time.monotonic()
+            if own in self._slow:
+                self._slow.discard(own)
+                self._threads -= 1
+                return None
+            while (wait_s := self._wait_s()) > 0 or not self._tasks:
+                self._changed.wait(wait_s if wait_s > 0 else None)
+            self._begun[own] = time.monotonic()
+            self._changed.notify()
             return self._tasks.popleft()
 
     def _wait_s(self) -> float:
-        """How long what was begun last may still take before it is passed."""
-        return max(self._begun.values(), default=-inf) + self._patience_s - time.monotonic()
+        """How long what was begun last may still take before it is passed; if that is over, it is slow."""
+        wait_s = max(self._begun.values(), default=-inf) + self._patience_s - time.monotonic()
+        if wait_s <= 0:
+            self._slow.update(map(_be_nice, self._begun.keys() - self._slow))
+            self._open()
+        return wait_s
+
+
+def _be_nice(thread: threading.Thread) -> threading.Thread:
+    # Elsewhere niceness is the whole process's.
+    if sys.platform == "linux" and thread.native_id is not None:
+        with suppress(OSError):
+            nice = os.getpriority(os.PRIO_PROCESS, thread.native_id)
+            os.setpriority(os.PRIO_PROCESS, thread.native_id, nice + _NICENESS)
+    return thread

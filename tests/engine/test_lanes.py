@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 
+import pytest
 from processes import PATIENCE_S, until
 
 from nrvna.engine.lanes import Lanes
@@ -61,3 +64,27 @@ def test_as_many_slow_tasks_as_there_are_lanes_hold_up_the_rest_and_no_fewer() -
     release.set()
     until(lambda: lanes.is_idle, "the end")
     assert begun == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are not nice by themselves here")
+def test_a_task_that_takes_long_goes_on_nicely_and_those_after_it_do_not() -> None:
+    lanes = Lanes(3, patience_s=0.01)
+    found: list[int] = []
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def slow() -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while niceness() == usual and time.monotonic() < deadline:
+            time.sleep(0.001)
+        found.append(niceness())
+
+    usual = niceness()
+    for _ in range(2):
+        lanes.add(slow)
+        until(lambda: lanes.is_idle, "the slow one")
+        lanes.add(lambda: found.append(niceness()))
+        until(lambda: lanes.is_idle, "the next")
+    assert usual >= 19 or found[0] > usual
+    assert found == [found[0], usual] * 2
