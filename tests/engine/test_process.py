@@ -149,7 +149,7 @@ def test_others_go_on_while_a_job_waits_for_its_go(engine: Engine) -> None:
     "job",
     [
         # llama.cpp looks through the vocabulary for each.
-        {"sampling": replace(SAMPLING, dry_multiplier=1.0, dry_sequence_breakers=tuple(map(str, range(60))))},
+        {"sampling": replace(SAMPLING, dry_multiplier=1.0, dry_sequence_breakers=tuple(map(str, range(600))))},
         {"prompt": "aé" * 1_400_000},
     ],
     ids=["breakers", "megabytes"],
@@ -173,8 +173,8 @@ def test_others_go_on_while_a_job_is_read_that_takes_long(engine: Engine, job: d
         engine.send({"drop": name})
     while engine.next(QUIET_S):
         pass
-    # Both want a core: a step takes longer meanwhile.
-    assert steps > took_s / pace_s / 4 > 1
+    # Both want a core, and so may others: a step takes longer meanwhile.
+    assert steps > took_s / pace_s / 8 > 1
 
 
 def test_an_answer_goes_on_from_what_another_engine_told_of_it(engine: Engine) -> None:

@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from io import StringIO
 from operator import eq
@@ -130,6 +130,14 @@ class Stage:
 
 def moved_to(folder: str) -> Callable[[Operation], bool]:
     return lambda operation: operation.kind == "rename" and operation.target.startswith(f"workspace/{folder}/")
+
+
+@contextmanager
+def no_room_for_starts() -> Iterator[None]:
+    """Whatever is put on record, what has moved on is forgotten first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nrvna.lease._MANY_STARTS_BYTES", 1)
+        yield
 
 
 # What is done, each from an empty workspace on.
@@ -257,6 +265,26 @@ def jobs_are_handed_back(stage: Stage) -> None:
     lease.append_progress(first, first_line("key", 7) + token_line(1, "the "))
     stage.requeue(lease, [first, second], [first])
     lease.close()
+
+
+def starts_of_what_has_moved_on_are_forgotten(stage: Stage) -> None:
+    stage.submit("one", "two", "three")
+    with no_room_for_starts():
+        lease = stage.lease()
+        first, second, third = (stage.claim(lease) for _ in range(3))
+        stage.start(lease, first, second)
+        stage.finish(lease, first, "the answer")
+        stage.start(lease, third)
+
+
+def a_daemon_dies_while_it_forgets_starts(stage: Stage) -> None:
+    stage.submit("one", "two")
+    with no_room_for_starts():
+        lease = stage.lease()
+        first, second = stage.claim(lease), stage.claim(lease)
+        stage.start(lease, first)
+        stage.die_after(lambda operation: operation.kind == "write", lambda: lease.record_starts([second]))
+    stage.recover()
 
 
 def a_daemon_dies_and_its_jobs_are_recovered(stage: Stage) -> None:
@@ -412,6 +440,8 @@ STORIES: list[Callable[[Stage], None]] = [
     a_reason_is_shown_before_its_daemon_has_confirmed_it,
     a_job_fails,
     jobs_are_handed_back,
+    starts_of_what_has_moved_on_are_forgotten,
+    a_daemon_dies_while_it_forgets_starts,
     a_daemon_dies_and_its_jobs_are_recovered,
     a_daemon_dies_while_it_files_a_result,
     a_daemon_dies_while_it_files_a_failure,
