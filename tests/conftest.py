@@ -100,13 +100,14 @@ def embedding_model(embedder_file: Path) -> Model:
 
 @pytest.fixture(scope="session")
 def tiny_models(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Models with random weights: rerankers of both kinds, and an embedder that began as a decoder."""
+    """Models with random weights: rerankers of both kinds, an embedder that began as a decoder, and a decoder."""
     assert model_file
     folder = tmp_path_factory.mktemp("models")
     return {
         "reranker": make_bert(folder / "reranker.gguf", pooling=RANK),
         "decoding reranker": make_decoder(folder / "decoding-reranker.gguf", pooling=RANK),
         "decoding embedder": make_decoder(folder / "decoding-embedder.gguf", pooling=LAST),
+        "decoder": make_decoder(folder / "decoder.gguf", pooling=None),
     }
 
 

@@ -19,7 +19,8 @@ _NICENESS = 10
 class Lanes:
     """Does tasks in their order, one at a time. Only past a task that has taken longer than ``patience_s`` the next
     one goes, on another of ``count`` threads; the slow one goes on with less of the processor, where threads can be
-    nice by themselves. A task must not raise.
+    nice by themselves. Where there is no memory for another thread, those there are do all. A task must not raise.
+    Raises MemoryError if there is none for the first.
     """
 
     def __init__(self, count: int, patience_s: float) -> None:
@@ -33,6 +34,8 @@ class Lanes:
         self._changed = threading.Condition()
         with self._changed:
             self._open()
+        if not self._threads:
+            raise MemoryError("no memory for a thread")
 
     def add(self, task: Callable[[], None]) -> None:
         """Let a task be done after those that were added before. From any thread."""
@@ -48,9 +51,16 @@ class Lanes:
 
     def _open(self) -> None:
         """See that there is a lane for the next task besides the one that may be at work."""
-        while self._threads < self._count and self._threads - len(self._slow) < 2:
+        while self._threads < self._count and self._quick < 2:
+            try:
+                threading.Thread(target=self._work, name=f"lane-{self._threads + 1}", daemon=True).start()
+            except RuntimeError:
+                return
             self._threads += 1
-            threading.Thread(target=self._work, name=f"lane-{self._threads}", daemon=True).start()
+
+    @property
+    def _quick(self) -> int:
+        return self._threads - len(self._slow)
 
     def _work(self) -> None:
         own = threading.current_thread()
@@ -63,13 +73,16 @@ class Lanes:
                     self._changed.notify_all()
 
     def _next(self, own: threading.Thread) -> Callable[[], None] | None:
-        """The next task once it is its turn. None to a lane that was slow: nice it is for good, and so would be what
-        it starts."""
+        """The next task once it is its turn. None to a lane that was slow, if another can take its place: nice it is
+        for good, and so would be what it starts."""
         with self._changed:
             if own in self._slow:
                 self._slow.discard(own)
                 self._threads -= 1
-                return None
+                self._open()
+                if self._quick >= min(self._count, 2):
+                    return None
+                self._threads += 1
             while (wait_s := self._wait_s()) > 0 or not self._tasks:
                 self._changed.wait(wait_s if wait_s > 0 else None)
             self._begun[own] = time.monotonic()

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from nrvna.llama import Batch, Context
 
+# As many sequences as show what neighbours change: kernels take rows in blocks of 4 or 8, tiles begin at 8.
+TRIAL_SLOTS = 8
 # Longer than the blocks in which kernels take rows (64 at most), shorter than what takes long on a large model.
 _PROMPT = 72
 _SHARED = 24

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ from nrvna.engine.layout import (
 )
 from nrvna.engine.prompt import PromptEncoder
 from nrvna.engine.protocol import Ready
-from nrvna.engine.reproducible import Findings, examine
+from nrvna.engine.reproducible import TRIAL_SLOTS, Findings, examine
 from nrvna.engine.scheduler import Chunk, Move
 from nrvna.engine.sequence import Sequence
 from nrvna.engine.shape import Shape, best_parallel, choose_shape, measure_speeds
@@ -113,7 +114,7 @@ class Runner:
             log.info("the model's authors recommend %s", advice)
         if self.model.metadata.get("nrvna.random_weights") == "true":
             log.warning("the model's weights are random: its answers are noise, good for measuring throughput alone")
-        self._pool = ThreadPoolExecutor(self.shape.threads, thread_name_prefix="sample")
+        self._pool = _sampling_threads(self.shape.threads)
 
     @property
     def shares(self) -> bool:
@@ -323,7 +324,7 @@ class Runner:
     def _examine(self, path: Path, repack: bool) -> None:
         log.info("checking that this model's answers are the same whatever runs beside them")
         self.findings = found = examine(self._context, slots=self.layout.slots)
-        if not (found.batching and found.sharing) and repack:
+        if repack and not (found.batching and found.sharing and self._can_have_neighbours()):
             log.info("they are not with repacked weights: trying without")
             self._close()
             self._load(path, repack=False)
@@ -346,6 +347,24 @@ class Runner:
             "resumed" if found.resuming else "started afresh",
             weights,
         )
+
+    def _can_have_neighbours(self) -> bool:
+        """Whether so many sequences as another daemon may run at a time would not change each other, where here are
+        fewer: all are to give the same bytes, so they choose the same weights."""
+        if self.layout.slots >= TRIAL_SLOTS:
+            return True
+        try:
+            with self._new_context(
+                n_ctx=TRIAL_SLOTS * CELLS_STEP,
+                n_seq_max=TRIAL_SLOTS,
+                n_outputs_max=TRIAL_SLOTS,
+                threads=self.shape.threads,
+                flash_attention=self.layout.flash_attention,
+                rows_alone=True,
+            ) as context:
+                return examine(context, slots=TRIAL_SLOTS).batching
+        except (ContextMemoryError, DecodeMemoryError):
+            return False
 
     def embedder(self) -> Embedder:
         """For the vectors of this model, beside its answers."""
@@ -513,6 +532,18 @@ def file_facts(path: Path) -> tuple[int, int]:
     """Size and time of modification, by which a file is known that is not read for that."""
     about = path.stat()
     return about.st_size, about.st_mtime_ns
+
+
+def _sampling_threads(count: int) -> ThreadPoolExecutor:
+    """All begun at once: later, in the midst of a step, there may be no memory for one."""
+    pool = ThreadPoolExecutor(count, thread_name_prefix="sample")
+    together = Barrier(count)
+    try:
+        list(pool.map(lambda _: together.wait(), range(count)))
+    except RuntimeError as error:
+        together.abort()
+        raise MemoryError("no memory for a thread") from error
+    return pool
 
 
 def _room(shape: Shape) -> str:

@@ -66,6 +66,28 @@ def test_as_many_slow_tasks_as_there_are_lanes_hold_up_the_rest_and_no_fewer() -
     assert begun == [0, 1, 2, 3]
 
 
+def test_where_no_more_threads_can_be_started_those_there_are_do_all() -> None:
+    lanes = Lanes(4, patience_s=0.01)
+    done: list[int] = []
+    release = threading.Event()
+    usual = threading.stack_size()
+    try:
+        threading.stack_size(1 << 46)  # More than a process can have, as where memory is short.
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            threading.Thread(target=release.set).start()
+        for slow in (True, True, False):
+            release.clear()
+            if slow:
+                lanes.add(lambda: release.wait(PATIENCE_S) and done.append(-1))  # type: ignore[func-returns-value, arg-type]
+            lanes.add(lambda: done.append(1))
+            until(lambda: done[-1:] == [1], "the task behind a slow one")
+            release.set()
+            until(lambda: lanes.is_idle, "the slow one")
+    finally:
+        threading.stack_size(usual)
+    assert done == [1, -1, 1, -1, 1]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are not nice by themselves here")
 def test_a_task_that_takes_long_goes_on_nicely_and_those_after_it_do_not() -> None:
     lanes = Lanes(3, patience_s=0.01)

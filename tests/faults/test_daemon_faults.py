@@ -124,7 +124,8 @@ def test_a_job_that_the_engine_dies_of_while_it_is_at_nothing_is_found_and_set_a
     check_answers(workspace, good)
     assert all(attempts_of(workspace, job_id) <= 2 for job_id in good)
     assert "one job at a time, until it is known why" in daemon.log
-    assert daemon.log.count("the engine ended with") <= 6
+    # Its three, those that made the daemon careful, and two more for each time that another was done in between.
+    assert daemon.log.count("the engine ended with") <= 9
 
 
 @pytest.mark.slow
